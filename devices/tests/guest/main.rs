@@ -1,0 +1,9 @@
+//! Devices as guests see them: one that keeps to the specification, and one that keeps to no
+//! rule.
+
+#[cfg(test)]
+mod driver;
+#[cfg(test)]
+mod malicious;
+#[cfg(test)]
+mod virtio_rng;

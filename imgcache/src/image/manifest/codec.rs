@@ -1,0 +1,122 @@
+//! The encoding of a manifest, the same for equal manifests, so that its hash is the image's id.
+//!
+//! | bytes | content (integers are little-endian) |
+//! |---|---|
+//! | 8 | magic `vmmimage` |
+//! | 4 | version, 1 |
+//! | 4 | length of the header, H |
+//! | 4 | number of chunks, N |
+//! | H | header: the manifest but for its chunks, as JSON |
+//! | 40 N | for each chunk its key (32 bytes; all 0 for a zero chunk) and its checksum (8 bytes) |
+
+use super::check::check;
+use super::{ChunkEntry, Manifest, ManifestError};
+use crate::key::{ChunkKey, ManifestId};
+
+const MAGIC: [u8; 8] = *b"vmmimage";
+const VERSION: u32 = 1;
+const PREFIX_BYTES: usize = 20;
+const ENTRY_BYTES: usize = 40;
+/// The longest header, in bytes.
+pub const MAX_HEADER_BYTES: u32 = 1 << 20;
+
+impl Manifest {
+    /// Encodes the manifest.
+    ///
+    /// # Errors
+    /// If it breaks a rule that [`Self::decode`] would refuse it for.
+    pub fn encode(&self) -> Result<Vec<u8>, ManifestError> {
+        check(self)?;
+        let header =
+            serde_json::to_vec(self).map_err(|error| ManifestError::Header(error.to_string()))?;
+        let header_length = u32::try_from(header.len())
+            .ok()
+            .filter(|length| *length <= MAX_HEADER_BYTES)
+            .ok_or(ManifestError::HeaderLength(to_u64(header.len())))?;
+        let count = u32::try_from(self.chunks.len()).map_err(|_| ManifestError::ChunkCount {
+            segments: u64::from(u32::MAX),
+            table: to_u64(self.chunks.len()),
+        })?;
+        let mut bytes =
+            Vec::with_capacity(PREFIX_BYTES + header.len() + self.chunks.len() * ENTRY_BYTES);
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&header_length.to_le_bytes());
+        bytes.extend_from_slice(&count.to_le_bytes());
+        bytes.extend_from_slice(&header);
+        for chunk in &self.chunks {
+            bytes.extend_from_slice(&chunk.key.0);
+            bytes.extend_from_slice(&chunk.checksum.to_le_bytes());
+        }
+        Ok(bytes)
+    }
+
+    /// Decodes a manifest from bytes that need not be trusted.
+    ///
+    /// # Errors
+    /// If they are not exactly one manifest that keeps every rule.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let too_short = |expected: usize| ManifestError::Length {
+            expected: to_u64(expected),
+            found: to_u64(bytes.len()),
+        };
+        let (magic, rest) = bytes.split_first_chunk::<8>().ok_or(too_short(PREFIX_BYTES))?;
+        if *magic != MAGIC {
+            return Err(ManifestError::Magic(*magic));
+        }
+        let (version, rest) = rest.split_first_chunk().ok_or(too_short(PREFIX_BYTES))?;
+        let version = u32::from_le_bytes(*version);
+        if version != VERSION {
+            return Err(ManifestError::Version(version));
+        }
+        let (header_length, rest) = rest.split_first_chunk().ok_or(too_short(PREFIX_BYTES))?;
+        let header_length = u32::from_le_bytes(*header_length);
+        if header_length > MAX_HEADER_BYTES {
+            return Err(ManifestError::HeaderLength(u64::from(header_length)));
+        }
+        let (count, rest) = rest.split_first_chunk().ok_or(too_short(PREFIX_BYTES))?;
+        let body =
+            u64::from(header_length) + u64::from(u32::from_le_bytes(*count)) * to_u64(ENTRY_BYTES);
+        if body != to_u64(rest.len()) {
+            return Err(ManifestError::Length {
+                expected: body + to_u64(PREFIX_BYTES),
+                found: to_u64(bytes.len()),
+            });
+        }
+        let (header, table) = usize::try_from(header_length)
+            .ok()
+            .and_then(|length| rest.split_at_checked(length))
+            .ok_or(too_short(PREFIX_BYTES))?;
+        let mut manifest: Self = serde_json::from_slice(header)
+            .map_err(|error| ManifestError::Header(error.to_string()))?;
+        manifest.chunks = table.as_chunks::<ENTRY_BYTES>().0.iter().map(decode_entry).collect();
+        check(&manifest)?;
+        Ok(manifest)
+    }
+
+    /// Decodes the manifest whose id is `id`.
+    ///
+    /// # Errors
+    /// As [`Self::decode`], and if the bytes hash to another id.
+    pub fn decode_as(id: &ManifestId, bytes: &[u8]) -> Result<Self, ManifestError> {
+        let found = ManifestId::of(bytes);
+        if found != *id {
+            return Err(ManifestError::Hash { expected: *id, found });
+        }
+        Self::decode(bytes)
+    }
+}
+
+fn decode_entry(entry: &[u8; ENTRY_BYTES]) -> ChunkEntry {
+    let mut key = [0; 32];
+    let mut checksum = [0; 8];
+    let (key_bytes, checksum_bytes) = entry.split_at(key.len());
+    key.copy_from_slice(key_bytes);
+    checksum.copy_from_slice(checksum_bytes);
+    let key = ChunkKey(key);
+    ChunkEntry { key, checksum: u64::from_le_bytes(checksum), zero: key == ChunkEntry::ZERO.key }
+}
+
+fn to_u64(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,17 @@
+//! The image cache: what an image is, where its chunks live, and how they reach guest memory.
+//!
+//! - [`image`]: the manifest (the landing plan), and the import of kernels and ramdisks into it;
+//! - [`store`]: the embedded store on local disk;
+//! - [`transport`]: the one interface through which a client sees any store;
+//! - [`client`]: resolves a name and loads the chunks of an image, each verified.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod image;
+pub mod key;
+mod parallel;
+pub mod store;
+pub mod transport;
+
+#[cfg(test)]
+mod testing;

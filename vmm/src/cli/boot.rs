@@ -1,0 +1,302 @@
+//! `vmm boot`: from a name to a running guest.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use clap::Args;
+use imgcache::client::{ImageClient, LoadReport, Verification, Verify};
+use imgcache::image::name::ImageName;
+use serde::Serialize;
+
+use super::progress::Progress;
+use super::{CliError, StoreOptions, open_store, print_json, size};
+use crate::exit::{self, Exit};
+use crate::host;
+use crate::loader::{self, RamdiskChoice};
+use crate::machine::boot::{self, Protocol, ProtocolChoice};
+use crate::machine::layout::MAX_CPUS;
+use crate::machine::memory::{Backing, BackingChoice, GuestRam};
+use crate::machine::outcome::Outcome;
+use crate::machine::stats::KvmStats;
+use crate::machine::{BootSpec, Machine, MachineError, Processors};
+
+/// Boot a microVM from an image, with the console on this terminal.
+///
+/// The guest has the keyboard, Ctrl-C included. Ctrl-A x ends the VM, Ctrl-A Ctrl-A types one
+/// Ctrl-A, Ctrl-A ? tells so.
+#[derive(Debug, Args)]
+#[command(after_long_help = exit::TABLE)]
+pub struct BootCommand {
+    /// Name of the image (see 'vmm image ls').
+    #[arg(long, value_name = "NAME")]
+    image: ImageName,
+
+    /// Virtual processors, 1 to 32.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
+    cpus: u8,
+
+    /// RAM, a multiple of 2 MiB from 64M up; such as 512M or 4G.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    memory: u64,
+
+    /// What guest RAM is made of.
+    #[arg(long, value_enum, default_value_t = BackingChoice::Auto)]
+    memory_backing: BackingChoice,
+
+    /// How the ramdisk gets into guest memory.
+    #[arg(long, value_enum, default_value_t = RamdiskChoice::Auto)]
+    ramdisk: RamdiskChoice,
+
+    /// How the kernel is entered.
+    #[arg(long, value_enum, default_value_t = ProtocolChoice::Auto)]
+    boot_protocol: ProtocolChoice,
+
+    /// Text to put behind the image's kernel command line.
+    #[arg(long, value_name = "TEXT")]
+    cmdline_append: Option<String>,
+
+    /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
+    /// since it was last hashed and a checksum would do.
+    #[arg(long)]
+    verify_full: bool,
+
+    /// Do everything up to the first instruction of the guest, report, and end. Works on every
+    /// kind of KVM.
+    #[arg(long)]
+    ready_only: bool,
+
+    /// Print how long each phase took, on standard error.
+    #[arg(long)]
+    timings: bool,
+
+    /// Print a report as one line of JSON: with --ready-only on standard output, else, since the
+    /// console is there, on standard error at the end.
+    #[arg(long)]
+    json: bool,
+
+    /// Write the report, as JSON, to this file at the end.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    image: ImageName,
+    manifest: String,
+    cpus: u8,
+    memory_bytes: u64,
+    memory_backing: Backing,
+    boot_protocol: Protocol,
+    /// Milliseconds from the start of this program until the guest could run.
+    ready_ms: f64,
+    phases: Vec<Phase>,
+    load: LoadReport,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guest: Option<GuestReport>,
+}
+
+/// How the guest fared.
+#[derive(Debug, Serialize)]
+struct GuestReport {
+    outcome: Outcome,
+    /// Milliseconds from its first instruction to its end.
+    run_ms: f64,
+    kvm: KvmStats,
+}
+
+/// One phase of a boot.
+#[derive(Debug, Serialize)]
+struct Phase {
+    name: &'static str,
+    ms: f64,
+}
+
+/// Measures phases one after the other.
+struct Stopwatch {
+    begun: Instant,
+    last: Instant,
+    phases: Vec<Phase>,
+}
+
+impl Stopwatch {
+    fn start() -> Self {
+        let now = Instant::now();
+        Self { begun: now, last: now, phases: Vec::new() }
+    }
+
+    /// What came since the last call was `name`.
+    fn phase(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.phases.push(Phase { name, ms: milliseconds(now - self.last) });
+        self.last = now;
+    }
+}
+
+fn milliseconds(duration: std::time::Duration) -> f64 {
+    (duration.as_secs_f64() * 1e6).round() / 1e3
+}
+
+impl BootCommand {
+    pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+        let mut watch = Stopwatch::start();
+        if !self.ready_only {
+            host::kvm::require_stock_kernels()?;
+        }
+        let kvm = host::kvm::open()?;
+        let image = ImageClient::new(Box::new(open_store(store)?)).open(&self.image)?;
+        let manifest = image.manifest();
+        let (protocol, entry) =
+            boot::choose(&manifest.kernel, self.boot_protocol).map_err(MachineError::from)?;
+        watch.phase("resolve");
+
+        let mut ram = GuestRam::new(self.memory, self.memory_backing)?;
+        let backing = ram.backing();
+        log::info!("guest RAM in {backing}");
+        watch.phase("memory");
+
+        let slots = ram.ranges().to_vec();
+        let progress = Progress::new("loading", manifest.data_bytes());
+        let options = loader::Options {
+            verify: if self.verify_full { Verify::Full } else { Verify::Auto },
+            ramdisk: self.ramdisk,
+            progress: Some(&|bytes| progress.add(bytes)),
+        };
+        // KVM's part takes time in the kernel, and nothing of the image.
+        let (processors, landed) = std::thread::scope(|scope| {
+            let processors = scope.spawn(|| Processors::create(&kvm, &slots, self.cpus));
+            let landed = loader::land(&image, &mut ram, &options);
+            (processors.join(), landed)
+        });
+        drop(progress);
+        let landed = landed?;
+        let processors = processors
+            .map_err(|_| MachineError::Failed("creating the processors panicked".into()))?
+            .map_err(MachineError::from)?;
+        watch.phase("load");
+
+        let command_line = self.command_line(&manifest.cmdline);
+        let spec = BootSpec {
+            kernel: &manifest.kernel,
+            initrd: landed.initrd,
+            command_line: &command_line,
+        };
+        let output = Box::new(unbuffered_stdout()?);
+        let machine = Machine::assemble(processors, ram, (protocol, entry), &spec, output)?;
+        watch.phase("boot");
+
+        let mut report = Report {
+            image: self.image.clone(),
+            manifest: image.id().to_string(),
+            cpus: self.cpus,
+            memory_bytes: self.memory,
+            memory_backing: backing,
+            boot_protocol: protocol,
+            ready_ms: milliseconds(watch.begun.elapsed()),
+            phases: watch.phases,
+            load: landed.report,
+            guest: None,
+        };
+        drop(image);
+        if self.ready_only {
+            self.publish(&report)?;
+            return Ok(Exit::Success);
+        }
+        let begun = Instant::now();
+        let (outcome, kvm) = machine.run()?;
+        let exit = Exit::from(&outcome);
+        if exit != Exit::Success {
+            eprintln!("vmm: {outcome}");
+        }
+        let run_ms = milliseconds(begun.elapsed());
+        report.guest = Some(GuestReport { outcome, run_ms, kvm });
+        self.publish(&report)?;
+        Ok(exit)
+    }
+
+    fn command_line(&self, image: &str) -> String {
+        match self.cmdline_append.as_deref() {
+            Some(appended) if image.is_empty() => appended.to_owned(),
+            Some(appended) => format!("{image} {appended}"),
+            None => image.to_owned(),
+        }
+    }
+
+    /// Shows the report in the ways that were asked for.
+    fn publish(&self, report: &Report) -> Result<(), CliError> {
+        if self.timings {
+            eprint!("{}", table(report));
+        }
+        let text = || serde_json::to_string(report).map_err(std::io::Error::from);
+        if let Some(file) = &self.report {
+            let write = || std::fs::write(file, text()? + "\n");
+            write().map_err(|source| CliError::Output {
+                what: format!("the report to {}", file.display()),
+                source,
+            })?;
+        }
+        if self.json && report.guest.is_some() {
+            let write = || writeln!(std::io::stderr(), "{}", text()?);
+            write().map_err(|source| CliError::Output { what: "the report".into(), source })?;
+        } else if self.json {
+            print_json(report)?;
+        }
+        if self.ready_only && !self.json && !self.timings {
+            println!(
+                "{} is ready to boot after {:.1} ms: {} fetched, {} mapped, RAM in {}",
+                report.image,
+                report.ready_ms,
+                size::show(report.load.bytes_fetched),
+                size::show(report.load.bytes_mapped),
+                report.memory_backing
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The report for people.
+fn table(report: &Report) -> String {
+    let mut lines = vec![format!(
+        "{:<10} {:>10}   RAM in {}; {} fetched, {} mapped, {} zero; verified by {}",
+        "phase",
+        "ms",
+        report.memory_backing,
+        size::show(report.load.bytes_fetched),
+        size::show(report.load.bytes_mapped),
+        size::show(report.load.bytes_zero),
+        match report.load.verify {
+            Verification::Checksum => "checksum",
+            Verification::Full => "BLAKE3",
+        }
+    )];
+    let row = |name: &str, ms: f64| format!("{name:<10} {ms:>10.3}");
+    lines.extend(report.phases.iter().map(|phase| row(phase.name, phase.ms)));
+    lines.push(row("ready", report.ready_ms));
+    if let Some(guest) = &report.guest {
+        lines.push(row("guest", guest.run_ms));
+        lines.push(format!(
+            "exits {} (ports {}, MMIO {}, halts {}), stage-2 pages: {} x 2 MiB, {} x 4 KiB",
+            guest.kvm.exits,
+            guest.kvm.io_exits,
+            guest.kvm.mmio_exits,
+            guest.kvm.halt_exits,
+            guest.kvm.pages_2m,
+            guest.kvm.pages_4k
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+/// Standard output without a buffer: a console's prompt has no newline.
+fn unbuffered_stdout() -> Result<File, CliError> {
+    std::io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from)
+        .map_err(|source| CliError::Output { what: "to standard output".into(), source })
+}

@@ -1,0 +1,148 @@
+//! `vmm image push`: from kernel and ramdisk files to an image in the store.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use imgcache::client::ImageClient;
+use imgcache::image::import::{ImportError, ImportOptions, ReadAt, import_kernel};
+use imgcache::image::manifest::{DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE};
+use imgcache::image::name::ImageName;
+use imgcache::store::{NewImage, PushOptions, PushReport, Store};
+use serde::Serialize;
+
+use crate::cli::progress::Progress;
+use crate::cli::{CliError, StoreOptions, print_json, print_text, size};
+use crate::exit::Exit;
+use crate::loader::warm;
+
+/// What an image's kernel is told if nothing else is asked for.
+const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+
+/// Put an image into the store, in place of what its name stood for.
+///
+/// The kernel is decompressed and reduced to what is loaded, a compressed ramdisk is unpacked:
+/// once here, instead of at each boot. Chunks that the store has already are not stored again. A
+/// push that is interrupted leaves the old image as it was.
+#[derive(Debug, Args)]
+pub struct PushCommand {
+    /// Name of the image: letters, digits and . _ - / : @ +, such as debian:12.
+    name: ImageName,
+
+    /// Kernel: a bzImage (vmlinuz) or an ELF file (vmlinux), which may be compressed.
+    #[arg(long, value_name = "FILE")]
+    kernel: PathBuf,
+
+    /// Initial ramdisk: cpio archives, compressed or not, several in a row as distributions have.
+    #[arg(long, value_name = "FILE")]
+    initrd: Option<PathBuf>,
+
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
+    cmdline: String,
+
+    /// Keep kernel and ramdisk as they are; the guest decompresses them at each boot. A bzImage
+    /// then places itself at a random address (KASLR).
+    #[arg(long)]
+    as_is: bool,
+
+    /// Bytes per chunk, a power of two from 4K to 1M.
+    #[arg(long, value_name = "SIZE", default_value = "256K", value_parser = chunk_size)]
+    chunk_size: u32,
+
+    /// Print a report as one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+fn chunk_size(text: &str) -> Result<u32, String> {
+    let bytes = size::parse(text)?;
+    u32::try_from(bytes)
+        .ok()
+        .filter(|size| size.is_power_of_two())
+        .filter(|size| (MIN_CHUNK_SIZE..=MAX_CHUNK_SIZE).contains(size))
+        .ok_or_else(|| {
+            format!("chunks are a power of two from 4K to 1M; the default is {DEFAULT_CHUNK_SIZE}")
+        })
+}
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    name: &'a ImageName,
+    #[serde(flatten)]
+    push: PushReport,
+    /// Bytes that the host now has in pages of 2 MiB, ready to be mapped.
+    bytes_mappable: u64,
+    notes: Vec<String>,
+}
+
+impl PushCommand {
+    pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+        let options = ImportOptions { as_is: self.as_is, ..ImportOptions::default() };
+        let kernel_file = open(&self.kernel)?;
+        let kernel =
+            import_kernel(&kernel_file, &options).map_err(|error| input(&self.kernel, error))?;
+        let initrd_file = self.initrd.as_deref().map(open).transpose()?;
+        let initrd = initrd_file.as_ref().map(|file| (file as &dyn ReadAt, &options));
+
+        // Nothing is touched before the kernel is known to be good; the ramdisk is checked while
+        // it is pushed, and the name changes last.
+        let store = Store::create(&store.path()?)?;
+        let image = NewImage::from_import(kernel, initrd, self.cmdline.clone(), self.chunk_size);
+        let progress = Progress::new("pushing", 0);
+        let mut show = |done, total| progress.set(done, total);
+        let options = PushOptions { drop_cache: true, progress: Some(&mut show) };
+        let push = store.push(&self.name, image, options)?;
+        drop(progress);
+
+        let image = ImageClient::new(Box::new(store)).open(&self.name)?;
+        let bytes_mappable = warm::map_once(&image);
+        let notes = image.manifest().notes.clone();
+        self.report(push, bytes_mappable, notes)?;
+        Ok(Exit::Success)
+    }
+
+    fn report(
+        &self,
+        push: PushReport,
+        bytes_mappable: u64,
+        notes: Vec<String>,
+    ) -> Result<(), CliError> {
+        if self.json {
+            return print_json(&Report { name: &self.name, push, bytes_mappable, notes });
+        }
+        let notes: String = notes.iter().map(|note| format!("  {note}\n")).collect();
+        print_text(&format!(
+            "{notes}{}: {} ({} new, {} shared, {} zero), manifest {}\n",
+            self.name,
+            size::show(push.bytes_total),
+            size::show(push.bytes_new),
+            size::show(push.bytes_shared),
+            size::show(push.bytes_zero),
+            push.id
+        ))
+    }
+}
+
+fn open(path: &Path) -> Result<File, CliError> {
+    File::open(path)
+        .map_err(|error| CliError::Input { file: path.to_owned(), source: error.into() })
+}
+
+fn input(path: &Path, error: ImportError) -> CliError {
+    CliError::Input { file: path.to_owned(), source: error.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunk_sizes_are_powers_of_two_in_bounds() {
+        assert_eq!(chunk_size("32K"), Ok(32 << 10));
+        for text in ["3K", "2K", "2M", "48K"] {
+            assert!(chunk_size(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! The command line: one typed definition, from which help, completions and manual pages follow.
+
+mod boot;
+mod check;
+mod generate;
+mod image;
+pub mod logging;
+mod progress;
+mod size;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use imgcache::client::LoadError;
+use imgcache::store::{Store, StoreError};
+
+use crate::exit::{self, Exit};
+use crate::host::kvm::HostError;
+use crate::loader::LoaderError;
+use crate::machine::MachineError;
+use crate::machine::memory::MemoryError;
+
+/// Boots microVMs by image name, out of a cache of hashed chunks.
+///
+/// Push a kernel and a ramdisk once, then boot them by name:
+///
+///   vmm image push hello --kernel vmlinuz --initrd initrd.img
+///
+///   vmm boot --image hello
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, after_long_help = exit::TABLE, verbatim_doc_comment)]
+#[command(subcommand_required = true, arg_required_else_help = true)]
+pub struct Cli {
+    /// Say more on standard error; twice for details of each step.
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    #[command(flatten)]
+    store: StoreOptions,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Where images are.
+#[derive(Debug, Args)]
+struct StoreOptions {
+    /// Directory of the image store [default: $XDG_DATA_HOME/vmm/images].
+    #[arg(long, global = true, value_name = "DIR", env = "VMM_STORE")]
+    store: Option<PathBuf>,
+}
+
+impl StoreOptions {
+    fn path(&self) -> Result<PathBuf, CliError> {
+        match &self.store {
+            Some(path) => Ok(path.clone()),
+            None => Ok(Store::default_path()?),
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Boot(boot::BootCommand),
+    Image(image::ImageCommand),
+    Check(check::CheckCommand),
+    Completions(generate::CompletionsCommand),
+    Man(generate::ManCommand),
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// What went wrong, with the exit code for it.
+    pub fn run(&self) -> Result<Exit, CliError> {
+        match &self.command {
+            Command::Boot(command) => command.run(&self.store),
+            Command::Image(command) => command.run(&self.store),
+            Command::Check(command) => command.run(&self.store),
+            Command::Completions(command) => command.run(),
+            Command::Man(command) => command.run(),
+        }
+    }
+}
+
+/// What went wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// Of the host.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Of the store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Of resolving or reading an image.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// Of loading an image into a guest.
+    #[error(transparent)]
+    Loader(#[from] LoaderError),
+    /// Of guest RAM.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Of the machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Of a kernel or ramdisk file.
+    #[error("{file}: {source}", file = file.display())]
+    Input {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Of writing a result.
+    #[error("cannot write {what}: {source}")]
+    Output {
+        /// What was to be written.
+        what: String,
+        /// The reason.
+        source: std::io::Error,
+    },
+}
+
+impl CliError {
+    /// The exit code for it.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Host(_) => Exit::HostNotAble,
+            Self::Memory(error) | Self::Loader(LoaderError::Memory(error)) => memory_exit(error),
+            Self::Load(error) | Self::Loader(LoaderError::Load(error)) => match error {
+                LoadError::NotFound(_) => Exit::ImageNotFound,
+                LoadError::Damaged { .. } | LoadError::DamagedInPlace { .. } => Exit::ImageDamaged,
+                _ => Exit::Failure,
+            },
+            Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
+            Self::Store(error) => store_exit(error),
+            Self::Machine(MachineError::Kvm(_)) => Exit::HostNotAble,
+            Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
+            Self::Input { .. } => Exit::BadInput,
+            Self::Machine(_) | Self::Output { .. } => Exit::Failure,
+        }
+    }
+}
+
+/// Opens the store for reading; there must be one.
+fn open_store(options: &StoreOptions) -> Result<Store, CliError> {
+    Ok(Store::open(&options.path()?)?)
+}
+
+fn memory_exit(error: &MemoryError) -> Exit {
+    match error {
+        MemoryError::Size(_) => Exit::Usage,
+        _ => Exit::HostNotAble,
+    }
+}
+
+fn store_exit(error: &StoreError) -> Exit {
+    if matches!(error, StoreError::UnknownImage(_)) {
+        Exit::ImageNotFound
+    } else if error.is_damage() {
+        Exit::ImageDamaged
+    } else {
+        Exit::Failure
+    }
+}
+
+/// Prints `value` as one line of JSON on standard output.
+fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
+    let output = |source| CliError::Output { what: "JSON".into(), source };
+    let text = serde_json::to_string(value).map_err(|error| output(error.into()))?;
+    print_text(&format!("{text}\n"))
+}
+
+/// Prints to standard output; a reader that has gone is an error, not a panic.
+fn print_text(text: &str) -> Result<(), CliError> {
+    use std::io::Write;
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|source| CliError::Output { what: "to standard output".into(), source })
+}

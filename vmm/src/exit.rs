@@ -1,0 +1,107 @@
+//! Exit codes: one for each class of ends that a caller may want to tell apart.
+
+use crate::machine::outcome::Outcome;
+
+/// How this program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Done; for `boot`: the guest powered off.
+    Success,
+    /// An error that has no code of its own.
+    Failure,
+    /// A command line that makes no sense.
+    Usage,
+    /// There is no image of that name.
+    ImageNotFound,
+    /// The image is there, but not as it was pushed.
+    ImageDamaged,
+    /// This host cannot do it.
+    HostNotAble,
+    /// A kernel or ramdisk file that cannot be used.
+    BadInput,
+    /// The image does not fit the machine that was asked for.
+    DoesNotFit,
+    /// The guest's kernel panicked.
+    GuestPanicked,
+    /// The guest died of a triple fault.
+    GuestTripleFault,
+    /// The guest restarted instead of powering off.
+    GuestReset,
+    /// Ended by a signal, or at the console (as by SIGINT).
+    Signal(u8),
+}
+
+/// Codes and meanings for `--help` and the manual page.
+pub const TABLE: &str = "\
+Exit codes:
+  0    done; the guest powered off
+  1    an error that has no code of its own
+  2    a command line that makes no sense
+  3    there is no image of that name
+  4    the image is damaged
+  5    this host cannot do it (see 'vmm check')
+  6    a kernel or ramdisk file that cannot be used
+  7    the image does not fit the machine that was asked for
+  10   the guest's kernel panicked
+  11   the guest died of a triple fault
+  12   the guest restarted itself
+  128+N  ended by signal N; 130 also at the console (Ctrl-A x)";
+
+impl Exit {
+    /// The number.
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Success => 0,
+            Self::Failure => 1,
+            Self::Usage => 2,
+            Self::ImageNotFound => 3,
+            Self::ImageDamaged => 4,
+            Self::HostNotAble => 5,
+            Self::BadInput => 6,
+            Self::DoesNotFit => 7,
+            Self::GuestPanicked => 10,
+            Self::GuestTripleFault => 11,
+            Self::GuestReset => 12,
+            Self::Signal(signal) => 128u8.saturating_add(signal),
+        }
+    }
+}
+
+impl From<&Outcome> for Exit {
+    fn from(outcome: &Outcome) -> Self {
+        match outcome {
+            Outcome::PoweredOff => Self::Success,
+            Outcome::Reset => Self::GuestReset,
+            Outcome::Panicked => Self::GuestPanicked,
+            Outcome::TripleFault => Self::GuestTripleFault,
+            Outcome::Signal(signal) => Self::Signal(u8::try_from(*signal).unwrap_or(0)),
+            Outcome::Quit => Self::Signal(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_lists_every_code() {
+        for exit in [
+            Exit::Success,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::ImageNotFound,
+            Exit::ImageDamaged,
+            Exit::HostNotAble,
+            Exit::BadInput,
+            Exit::DoesNotFit,
+            Exit::GuestPanicked,
+            Exit::GuestTripleFault,
+            Exit::GuestReset,
+        ] {
+            let line = format!("\n  {:<4} ", exit.code());
+            assert!(TABLE.contains(&line), "{exit:?}");
+        }
+        assert_eq!(Exit::from(&Outcome::Quit).code(), 130);
+    }
+}

@@ -1,0 +1,5 @@
+//! The host: which KVM it has, its huge pages and its limits.
+
+pub mod hugepages;
+pub mod kvm;
+pub mod limits;

@@ -1,0 +1,455 @@
+//! Guest RAM on the host: where it comes from, and who may touch it before the guest runs.
+//!
+//! Host and guest addresses of every range agree modulo 2 MiB: without that, KVM maps the guest
+//! in 4 KiB pages however the host backs it, at the cost of a fault for each.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use serde::Serialize;
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+
+use super::layout::{self, HUGE_PAGE};
+use crate::host::hugepages::{self, HugeTlbPool};
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackingChoice {
+    /// The best that the host allows: hugetlb if enough pages are free, else thp, else 4k.
+    Auto,
+    /// 4 KiB pages.
+    #[value(name = "4k")]
+    #[serde(rename = "4k")]
+    Small,
+    /// Transparent huge pages: the kernel gives 2 MiB pages where it has them.
+    Thp,
+    /// 2 MiB pages from the host's reserved pool; fails if there are too few.
+    Hugetlb,
+}
+
+/// What guest RAM is made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backing {
+    /// 4 KiB pages.
+    #[serde(rename = "4k")]
+    Small,
+    /// Anonymous memory with transparent huge pages.
+    Thp,
+    /// 2 MiB pages of the reserved pool.
+    Hugetlb,
+}
+
+impl std::fmt::Display for Backing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Small => "4 KiB pages",
+            Self::Thp => "transparent huge pages",
+            Self::Hugetlb => "hugetlb 2 MiB pages",
+        })
+    }
+}
+
+/// Why there is no guest RAM.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The size is not one that a machine can have.
+    #[error(
+        "{0} bytes of RAM: the size must be a multiple of 2 MiB, at least 64 MiB and at most 1 TiB"
+    )]
+    Size(u64),
+    /// The pool of huge pages is too small.
+    #[error(
+        "hugetlb: {needed} pages of 2 MiB are needed, {available} are free; reserve {missing} more \
+         with: sysctl vm.nr_hugepages={target}"
+    )]
+    TooFewHugePages {
+        /// Pages that the guest needs.
+        needed: u64,
+        /// Pages that are free and not promised to others.
+        available: u64,
+        /// The difference.
+        missing: u64,
+        /// What `vm.nr_hugepages` would have to be.
+        target: u64,
+    },
+    /// Transparent huge pages were asked for and are off.
+    #[error(
+        "transparent huge pages are off on this host; switch them on with: echo madvise > \
+         /sys/kernel/mm/transparent_hugepage/enabled"
+    )]
+    NoTransparentHugePages,
+    /// The kernel refused a mapping.
+    #[error("cannot {what} of {length} bytes of guest RAM: {source}")]
+    Map {
+        /// What was tried.
+        what: &'static str,
+        /// For how much.
+        length: u64,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// An address range that is not (all) in RAM, or is asked for twice.
+    #[error("guest-physical {start:#x}..{end:#x} is not RAM of this machine, or is in use")]
+    Range {
+        /// First address.
+        start: u64,
+        /// One past the last.
+        end: u64,
+    },
+    /// vm-memory refused a region; it never should.
+    #[error("guest RAM at {0:#x} is not accepted")]
+    Region(u64),
+}
+
+/// A reserved part of this process' address space, given back when dropped.
+#[derive(Debug)]
+struct Reservation {
+    base: *mut libc::c_void,
+    length: usize,
+}
+
+// SAFETY: it is a range of addresses; what lies behind it is only reached through
+// `GuestMemoryMmap`, which has its own rules.
+unsafe impl Send for Reservation {}
+// SAFETY: as above; the struct itself is never changed after it was made.
+unsafe impl Sync for Reservation {}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        // SAFETY: `base` and `length` are what mmap gave, and `GuestRam` drops its users first.
+        unsafe { libc::munmap(self.base, self.length) };
+    }
+}
+
+/// One range of guest RAM, as a KVM memory slot wants it.
+#[derive(Debug, Clone)]
+pub struct RamRange {
+    /// Where the guest sees it.
+    pub guest: Range<u64>,
+    /// Its address in this process: congruent to `guest.start` modulo 2 MiB.
+    pub host: u64,
+}
+
+/// All RAM of one guest.
+#[derive(Debug)]
+pub struct GuestRam {
+    // Declared, and so dropped, before the reservations that it points into.
+    memory: GuestMemoryMmap<()>,
+    ranges: Vec<RamRange>,
+    backing: Backing,
+    size: u64,
+    kept: Vec<Arc<File>>,
+    _reservations: Vec<Reservation>,
+}
+
+impl GuestRam {
+    /// Maps `size` bytes of RAM; no page is touched yet.
+    ///
+    /// # Errors
+    /// A size out of bounds, too few huge pages, or the kernel's refusal.
+    pub fn new(size: u64, choice: BackingChoice) -> Result<Self, MemoryError> {
+        if !size.is_multiple_of(HUGE_PAGE) || !(layout::MIN_RAM..=layout::MAX_RAM).contains(&size) {
+            return Err(MemoryError::Size(size));
+        }
+        let backing = decide(size, choice)?;
+        let mut ranges = Vec::new();
+        let mut regions = Vec::new();
+        let mut reservations = Vec::new();
+        for guest in layout::ram_ranges(size) {
+            let (reservation, host) = map_range(guest.end - guest.start, backing)?;
+            reservations.push(reservation);
+            regions.push(region(&guest, host)?);
+            ranges.push(RamRange { guest, host: host as u64 });
+        }
+        let memory = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Region(0))?;
+        Ok(Self { memory, ranges, backing, size, kept: Vec::new(), _reservations: reservations })
+    }
+
+    /// What the RAM is made of.
+    pub fn backing(&self) -> Backing {
+        self.backing
+    }
+
+    /// How much there is, in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The ranges, ascending.
+    pub fn ranges(&self) -> &[RamRange] {
+        &self.ranges
+    }
+
+    /// Keeps `file` open, and with it its locks, for as long as this memory lives.
+    pub fn keep(&mut self, file: Arc<File>) {
+        self.kept.push(file);
+    }
+
+    /// Checked access for devices and boot structures.
+    pub fn memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    fn host_pointer(&self, range: &Range<u64>) -> Result<*mut u8, MemoryError> {
+        let error = MemoryError::Range { start: range.start, end: range.end };
+        let Some(ram) = self
+            .ranges
+            .iter()
+            .find(|ram| ram.guest.start <= range.start && range.end <= ram.guest.end)
+        else {
+            return Err(error);
+        };
+        if range.start > range.end {
+            return Err(error);
+        }
+        // Within the mapping, whose length is the guest range's.
+        Ok((ram.host + (range.start - ram.guest.start)) as *mut u8)
+    }
+
+    /// Hands out disjoint parts of RAM to be filled, in the order of `ranges`, which must ascend.
+    ///
+    /// The exclusive borrow is what makes it sound: no vCPU and no device has this memory yet,
+    /// because a machine takes the `GuestRam` over.
+    ///
+    /// # Errors
+    /// [`MemoryError::Range`] for a range outside RAM, or one that overlaps the one before it.
+    pub fn landing_zones(&mut self, ranges: &[Range<u64>]) -> Result<Vec<&mut [u8]>, MemoryError> {
+        let mut zones = Vec::with_capacity(ranges.len());
+        let mut end_of_last = 0;
+        for range in ranges {
+            let error = MemoryError::Range { start: range.start, end: range.end };
+            let pointer = self.host_pointer(range)?;
+            let Ok(length) = usize::try_from(range.end - range.start) else {
+                return Err(error);
+            };
+            if range.start < end_of_last {
+                return Err(error);
+            }
+            end_of_last = range.end;
+            // SAFETY: the range is inside one mapping (`host_pointer`), the ranges ascend without
+            // overlap, and `&mut self` keeps every other user of the memory away for the lifetime
+            // of the slices. Anonymous and private file memory is always initialized.
+            zones.push(unsafe { std::slice::from_raw_parts_mut(pointer, length) });
+        }
+        Ok(zones)
+    }
+
+    /// Maps `length` bytes of `file`, privately and copy-on-write, over the RAM at `guest`: those
+    /// parts that the host has in 2 MiB pages, whose guest-physical ranges are returned. The rest
+    /// stays as it was.
+    ///
+    /// All numbers must be multiples of 2 MiB.
+    ///
+    /// # Errors
+    /// A range outside RAM, or the kernel's refusal.
+    pub fn map_file(
+        &mut self,
+        guest: u64,
+        file: &File,
+        file_offset: u64,
+        length: u64,
+    ) -> Result<Vec<Range<u64>>, MemoryError> {
+        let end = guest.saturating_add(length);
+        let range_error = || MemoryError::Range { start: guest, end };
+        if [guest, file_offset, length].iter().any(|n| !n.is_multiple_of(HUGE_PAGE)) {
+            return Err(range_error());
+        }
+        let pointer = self.host_pointer(&(guest..end))?;
+        let size = usize::try_from(length).map_err(|_| range_error())?;
+        let offset = libc::off_t::try_from(file_offset).map_err(|_| range_error())?;
+        let map_error = |what| MemoryError::Map { what, length, source: last_error() };
+        // SAFETY: MAP_FIXED replaces pages inside our own mapping, which `&mut self` gives us
+        // alone; the new ones are as readable and writable as the old.
+        let mapped = unsafe {
+            libc::mmap(
+                pointer.cast(),
+                size,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(map_error("map the image into a part"));
+        }
+        // SAFETY: advice on, and population of, the mapping made above. A failure (a file that
+        // cannot be read, a kernel that does not know the advice) shows as no huge pages.
+        unsafe {
+            libc::madvise(mapped, size, libc::MADV_HUGEPAGE);
+            libc::madvise(mapped, size, libc::MADV_POPULATE_READ);
+        }
+        let huge = hugepages::mapped_in_huge_pages(mapped as u64, length);
+        let mut next = 0;
+        for part in huge.iter().cloned().chain(std::iter::once(length..length)) {
+            if next < part.start {
+                let hole = self.host_pointer(&(guest + next..guest + part.start))?;
+                let size = usize::try_from(part.start - next).map_err(|_| range_error())?;
+                remap_anonymous(hole, size, self.backing).map_err(|source| MemoryError::Map {
+                    what: "take the image mapping back out",
+                    length: part.start - next,
+                    source,
+                })?;
+            }
+            next = part.end;
+        }
+        Ok(huge.into_iter().map(|part| guest + part.start..guest + part.end).collect())
+    }
+}
+
+/// What `choice` comes to for `size` bytes on this host.
+fn decide(size: u64, choice: BackingChoice) -> Result<Backing, MemoryError> {
+    let pool = HugeTlbPool::read();
+    let needed = size / HUGE_PAGE;
+    let thp = hugepages::transparent_enabled();
+    match choice {
+        BackingChoice::Small => Ok(Backing::Small),
+        BackingChoice::Thp if thp => Ok(Backing::Thp),
+        BackingChoice::Thp => Err(MemoryError::NoTransparentHugePages),
+        BackingChoice::Hugetlb if pool.available() >= needed => Ok(Backing::Hugetlb),
+        BackingChoice::Hugetlb => {
+            let missing = needed - pool.available();
+            Err(MemoryError::TooFewHugePages {
+                needed,
+                available: pool.available(),
+                missing,
+                target: pool.total + missing,
+            })
+        }
+        BackingChoice::Auto if pool.available() >= needed => Ok(Backing::Hugetlb),
+        BackingChoice::Auto if thp => Ok(Backing::Thp),
+        BackingChoice::Auto => Ok(Backing::Small),
+    }
+}
+
+fn last_error() -> std::io::Error {
+    std::io::Error::last_os_error()
+}
+
+fn region(guest: &Range<u64>, host: *mut u8) -> Result<GuestRegionMmap<()>, MemoryError> {
+    let error = || MemoryError::Region(guest.start);
+    let size = usize::try_from(guest.end - guest.start).map_err(|_| error())?;
+    let builder = MmapRegionBuilder::new(size)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: `host` is a readable and writable mapping of `size` bytes that the reservation in
+    // the same `GuestRam` keeps until after the region is gone.
+    let mapping = unsafe { builder.with_raw_mmap_pointer(host) }.build().map_err(|_| error())?;
+    GuestRegionMmap::new(mapping, GuestAddress(guest.start)).ok_or_else(error)
+}
+
+/// Maps `length` bytes at an address that is a multiple of 2 MiB.
+fn map_range(length: u64, backing: Backing) -> Result<(Reservation, *mut u8), MemoryError> {
+    let map_error = |what, source| MemoryError::Map { what, length, source };
+    let too_large = || map_error("reserve addresses", std::io::ErrorKind::OutOfMemory.into());
+    let size = usize::try_from(length).map_err(|_| too_large())?;
+    let alignment = usize::try_from(HUGE_PAGE).map_err(|_| too_large())?;
+    let reserved = size.checked_add(alignment).ok_or_else(too_large)?;
+    // SAFETY: a new mapping that nothing can be read from or written to.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            reserved,
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(map_error("reserve addresses", last_error()));
+    }
+    let reservation = Reservation { base, length: reserved };
+    // SAFETY: at most `alignment` is added, by which the reservation is longer than `size`.
+    let host = unsafe { base.cast::<u8>().add(base.align_offset(alignment)) };
+    remap_anonymous(host, size, backing).map_err(|source| map_error("map the whole", source))?;
+    Ok((reservation, host))
+}
+
+/// Puts fresh memory at `host`, over what is mapped there.
+fn remap_anonymous(host: *mut u8, size: usize, backing: Backing) -> std::io::Result<()> {
+    let extra = match backing {
+        // Reserved at once, so that a pool too small shows here and not as a fault later.
+        Backing::Hugetlb => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+        Backing::Small | Backing::Thp => libc::MAP_NORESERVE,
+    };
+    // SAFETY: every caller owns `host..host + size`, within a reservation.
+    let mapped = unsafe {
+        libc::mmap(
+            host.cast(),
+            size,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | extra,
+            -1,
+            0,
+        )
+    };
+    if mapped == libc::MAP_FAILED {
+        return Err(last_error());
+    }
+    let advice = match backing {
+        Backing::Hugetlb => return Ok(()),
+        Backing::Thp => libc::MADV_HUGEPAGE,
+        Backing::Small => libc::MADV_NOHUGEPAGE,
+    };
+    // SAFETY: advice on the mapping just made. Kernels without huge pages refuse it, harmlessly.
+    unsafe { libc::madvise(mapped, size, advice) };
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn addresses_agree_modulo_2_mib_on_both_sides() {
+        let ram = GuestRam::new(4 << 30, BackingChoice::Small).unwrap();
+        assert_eq!(ram.ranges().len(), 2);
+        for range in ram.ranges() {
+            assert_eq!(range.host % HUGE_PAGE, range.guest.start % HUGE_PAGE);
+        }
+    }
+
+    #[test]
+    fn sizes_out_of_bounds_are_refused() {
+        for size in [0, 62 * MIB, 65 * MIB, (64 << 20) + 1, (1 << 40) + HUGE_PAGE] {
+            assert!(matches!(
+                GuestRam::new(size, BackingChoice::Auto),
+                Err(MemoryError::Size(s)) if s == size
+            ));
+        }
+    }
+
+    #[test]
+    fn landing_zones_write_what_the_guest_reads() {
+        let mut ram = GuestRam::new(64 * MIB, BackingChoice::Small).unwrap();
+        let mut zones = ram.landing_zones(&[0x1000..0x1004, 0x1004..0x1008]).unwrap();
+        zones[1].copy_from_slice(b"abcd");
+        drop(zones);
+        let seen: [u8; 8] = ram.memory().read_obj(GuestAddress(0x1000)).unwrap();
+        assert_eq!(&seen, b"\0\0\0\0abcd");
+    }
+
+    #[test]
+    fn landing_zones_that_overlap_or_leave_ram_are_refused() {
+        let mut ram = GuestRam::new(64 * MIB, BackingChoice::Small).unwrap();
+        assert!(ram.landing_zones(&[0..8, 7..9]).is_err());
+        assert!(ram.landing_zones(std::slice::from_ref(&(63 * MIB..65 * MIB))).is_err());
+        assert!(ram.landing_zones(std::slice::from_ref(&(u64::MAX - 4..u64::MAX))).is_err());
+        assert_eq!(ram.memory().num_regions(), 1);
+    }
+
+    #[test]
+    fn too_few_huge_pages_says_how_many() {
+        let error = decide(1 << 40, BackingChoice::Hugetlb).unwrap_err();
+        assert!(error.to_string().contains("524288 pages"), "{error}");
+    }
+}

@@ -1,0 +1,256 @@
+//! The KVM machine: RAM, processors, interrupts, devices, and the state that a kernel starts from.
+//!
+//! A machine is built in two steps, so that the first can go on while an image is being loaded:
+//! [`Processors::create`] needs only where RAM is, [`Machine::assemble`] takes RAM over with the
+//! image in it. From then on nothing but the guest and its devices touches guest memory.
+
+pub mod acpi;
+pub mod boot;
+pub mod cpuid;
+pub mod escape;
+pub mod event;
+mod event_loop;
+pub mod kvm;
+pub mod layout;
+pub mod memory;
+pub mod outcome;
+pub mod registers;
+pub mod stats;
+pub mod terminal;
+pub mod vcpu;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use devices::bus::{Bus, BusError};
+use devices::interrupt::InterruptLine;
+use devices::ioapic::{self, Ioapic};
+use devices::serial::{self, SerialConsole};
+use devices::virtio::mmio::MmioTransport;
+use devices::virtio::rng::Rng;
+use devices::{i8042, power, pvpanic};
+use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use self::acpi::VirtioWindow;
+use self::boot::{BootInfo, Protocol};
+use self::event::{EventReceiver, event_channel};
+use self::kvm::{KvmError, RouteTable};
+use self::memory::{GuestRam, RamRange};
+use self::outcome::Outcome;
+use self::registers::Entry;
+use self::stats::{KvmStats, StatsFile};
+use self::vcpu::Platform;
+
+/// Where a device's queue notifications are written; virtio 1.2, section 4.2.2, `QueueNotify`.
+const VIRTIO_QUEUE_NOTIFY: u64 = 0x50;
+
+/// Why there is no machine, or it could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// KVM's refusal.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// The kernel cannot be started this way.
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    /// The ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] acpi::AcpiError),
+    /// Two devices in one place; never for a machine's own layout.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// A virtio device could not be made.
+    #[error(transparent)]
+    Virtio(#[from] devices::virtio::mmio::TransportError),
+    /// The host's refusal of a thread, an event or a signal.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was tried.
+        what: &'static str,
+        /// The reason.
+        source: std::io::Error,
+    },
+    /// A processor stopped for a reason that is not the guest's.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl MachineError {
+    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::System { what, source }
+    }
+}
+
+/// The VM and its processors, before anything of the image is needed.
+#[derive(Debug)]
+pub struct Processors {
+    vm: Arc<VmFd>,
+    vcpus: Vec<VcpuFd>,
+    stats: Vec<StatsFile>,
+}
+
+impl Processors {
+    /// Creates the VM with `ram` in its slots, and `count` processors in their reset state.
+    ///
+    /// # Errors
+    /// KVM's refusal.
+    pub fn create(kvm: &Kvm, ram: &[RamRange], count: u8) -> Result<Self, KvmError> {
+        let vm = kvm::create_vm(kvm, ram)?;
+        let template = cpuid::template(kvm)?;
+        let mut stats: Vec<_> = StatsFile::open(vm.as_ref()).into_iter().collect();
+        let mut vcpus = Vec::with_capacity(usize::from(count));
+        for cpu in 0..count {
+            let doing = |what: &str| KvmError::doing(format!("{what} vCPU {cpu}"));
+            let vcpu = vm.create_vcpu(u64::from(cpu)).map_err(doing("create"))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&template, cpu, count)?)
+                .map_err(doing("describe the processor to"))?;
+            registers::set_msrs(kvm, &vcpu)?;
+            stats.extend(StatsFile::open(&vcpu));
+            vcpus.push(vcpu);
+        }
+        Ok(Self { vm, vcpus, stats })
+    }
+}
+
+/// A machine whose first processor is about to enter the kernel.
+#[derive(Debug)]
+pub struct Machine {
+    // Declared, and so dropped, before the RAM that they run in.
+    vcpus: Vec<VcpuFd>,
+    platform: Platform,
+    serial: Arc<Mutex<SerialConsole>>,
+    rng: Arc<Mutex<MmioTransport<Rng>>>,
+    events: EventReceiver,
+    stats: Vec<StatsFile>,
+    ram: GuestRam,
+}
+
+impl Machine {
+    /// Puts devices around `processors`, takes over `ram` with the image in it, and writes what
+    /// the kernel finds in memory. `output` is where the serial console writes.
+    ///
+    /// # Errors
+    /// KVM's or the host's refusal, or a kernel that cannot be started this way.
+    pub fn assemble(
+        processors: Processors,
+        ram: GuestRam,
+        entry: (Protocol, Entry),
+        boot: &BootSpec<'_>,
+        output: Box<dyn Write + Send>,
+    ) -> Result<Self, MachineError> {
+        let Processors { vm, vcpus, stats } = processors;
+        let (sender, events) = event_channel().map_err(MachineError::system("make an eventfd"))?;
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+
+        let ioapic = Arc::new(Mutex::new(Ioapic::new(RouteTable::new(vm.clone()))));
+        mmio.insert("I/O APIC", ioapic::IOAPIC_BASE, ioapic::IOAPIC_LENGTH, ioapic.clone())?;
+
+        let line = interrupt_line(&vm, serial::COM1_IRQ)?;
+        let serial = Arc::new(Mutex::new(SerialConsole::new(line, output)));
+        ports.insert("serial", serial::COM1_BASE, serial::COM1_LENGTH, serial.clone())?;
+        let i8042 = Arc::new(Mutex::new(i8042::I8042::new(sender.sink())));
+        ports.insert("i8042", i8042::I8042_BASE, i8042::I8042_LENGTH, i8042)?;
+        let pvpanic = Arc::new(Mutex::new(pvpanic::Pvpanic::new(sender.sink())));
+        ports.insert("pvpanic", pvpanic::PVPANIC_PORT, pvpanic::PVPANIC_LENGTH, pvpanic)?;
+        let power = Arc::new(Mutex::new(power::Power::new(sender.sink())));
+        ports.insert("power", layout::POWER_PORTS, power::WINDOW_LENGTH, power)?;
+
+        let window = VirtioWindow { base: layout::VIRTIO_MMIO.start, gsi: layout::VIRTIO_GSI };
+        let rng = virtio_rng(&vm, &ram, window)?;
+        mmio.insert("virtio-rng", window.base, layout::VIRTIO_MMIO_WINDOW, rng.clone())?;
+
+        write_boot_structures(&ram, entry, boot, vcpus.len(), &[window])?;
+        if let Some(first) = vcpus.first() {
+            registers::set_entry(first, entry.1)?;
+        }
+        let platform =
+            Platform { ports: Arc::new(ports), mmio: Arc::new(mmio), ioapic, events: sender };
+        Ok(Self { vcpus, platform, serial, rng, events, stats, ram })
+    }
+
+    /// Runs the guest until its life ends; standard input is its console.
+    ///
+    /// # Errors
+    /// A processor that cannot go on for a reason that is not the guest's, or the host's refusal.
+    pub fn run(mut self) -> Result<(Outcome, KvmStats), MachineError> {
+        let vcpus = std::mem::take(&mut self.vcpus);
+        let outcome = event_loop::run(&self, vcpus)?;
+        let mut stats = KvmStats::default();
+        for file in &self.stats {
+            if let Err(error) = file.add_to(&mut stats) {
+                log::warn!("KVM's statistics: {error}");
+            }
+        }
+        Ok((outcome, stats))
+    }
+
+    /// The guest's RAM.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+}
+
+/// What the kernel is told beyond where its RAM is.
+#[derive(Debug)]
+pub struct BootSpec<'a> {
+    /// What the image says of its kernel.
+    pub kernel: &'a imgcache::image::manifest::KernelInfo,
+    /// Where the ramdisk is, if there is one.
+    pub initrd: Option<std::ops::Range<u64>>,
+    /// The whole command line.
+    pub command_line: &'a str,
+}
+
+fn write_boot_structures(
+    ram: &GuestRam,
+    (protocol, entry): (Protocol, Entry),
+    boot: &BootSpec<'_>,
+    cpus: usize,
+    virtio: &[VirtioWindow],
+) -> Result<(), MachineError> {
+    let memory = ram.memory();
+    let cpus = u8::try_from(cpus).unwrap_or(layout::MAX_CPUS);
+    let rsdp = acpi::write_tables(memory, cpus, virtio)?;
+    let info = BootInfo {
+        kernel: boot.kernel,
+        initrd: boot.initrd.clone(),
+        command_line: boot.command_line,
+        ram_size: ram.size(),
+        rsdp,
+    };
+    match protocol {
+        Protocol::Linux64 => boot::linux64::write(memory, &info)?,
+        Protocol::Pvh => boot::pvh::write(memory, &info)?,
+    }
+    registers::write_gdt(memory, entry).map_err(boot::BootError::from)?;
+    registers::write_page_tables(memory).map_err(boot::BootError::from)?;
+    Ok(())
+}
+
+fn event_fd() -> Result<EventFd, MachineError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::system("make an eventfd"))
+}
+
+/// An interrupt line that goes straight from its event into the guest.
+fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<InterruptLine, MachineError> {
+    let event = event_fd()?;
+    vm.register_irqfd(&event, gsi)
+        .map_err(KvmError::doing(format!("connect interrupt line {gsi}")))?;
+    Ok(InterruptLine::new(event))
+}
+
+fn virtio_rng(
+    vm: &VmFd,
+    ram: &GuestRam,
+    window: VirtioWindow,
+) -> Result<Arc<Mutex<MmioTransport<Rng>>>, MachineError> {
+    let line = interrupt_line(vm, window.gsi)?;
+    let rng = MmioTransport::new(Rng::new(), ram.memory().clone(), line)?;
+    let notify = IoEventAddress::Mmio(window.base + VIRTIO_QUEUE_NOTIFY);
+    for (queue, event) in (0u32..).zip(rng.queue_events()) {
+        vm.register_ioevent(event, &notify, queue)
+            .map_err(KvmError::doing("connect a virtio queue"))?;
+    }
+    Ok(Arc::new(Mutex::new(rng)))
+}

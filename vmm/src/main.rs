@@ -1,0 +1,28 @@
+//! `vmm`: boots any image by name.
+
+use std::process::ExitCode;
+
+use anyhow::Error;
+use clap::Parser;
+use vmm::cli::Cli;
+use vmm::machine::terminal;
+
+fn main() -> ExitCode {
+    // The terminal's guardian is this program too, and must start before all else.
+    if std::env::args().nth(1).as_deref() == Some(terminal::GUARDIAN_ARGUMENT) {
+        return match terminal::guard() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    let cli = Cli::parse();
+    vmm::cli::logging::start(cli.verbose);
+    match cli.run() {
+        Ok(exit) => ExitCode::from(exit.code()),
+        Err(error) => {
+            let exit = error.exit();
+            eprintln!("vmm: {:#}", Error::from(error));
+            ExitCode::from(exit.code())
+        }
+    }
+}
