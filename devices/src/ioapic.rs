@@ -24,7 +24,7 @@ use entry::Entry;
 pub const IOAPIC_BASE: u64 = 0xfec0_0000;
 /// Length of its window in bytes.
 pub const IOAPIC_LENGTH: u64 = 0x1000;
-/// Pins, and so redirection entries.
+/// The most pins, and so redirection entries, that one has.
 pub const IOAPIC_PINS: u8 = 24;
 
 const SELECT_OFFSET: u64 = 0x00; // IOREGSEL: index of the register behind the window
@@ -37,8 +37,8 @@ const ARBITRATION_INDEX: u8 = 0x02; // Bits 24 to 27: arbitration ID, loaded fro
 const REDIRECTION_INDEX: u8 = 0x10; // Two 32-bit registers an entry, the lower half first
 
 const ID_MASK: u32 = 0x0f00_0000;
-/// Version 0x20, which has the EOI register, and the index of the last redirection entry.
-const VERSION: u32 = 0x20 | ((IOAPIC_PINS as u32 - 1) << 16);
+const VERSION: u32 = 0x20; // Bits 0 to 7: a version that has the EOI register
+const LAST_ENTRY_SHIFT: u32 = 16; // Bits 16 to 23: index of the last redirection entry
 
 /// What a device writes where to interrupt a processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,21 +71,25 @@ pub struct Ioapic<R: MsiRouter> {
     router: R,
     select: u8,
     id: u32,
-    entries: [Entry; IOAPIC_PINS as usize],
+    /// One a pin.
+    entries: Vec<Entry>,
     /// Levels of the pins driven by `set_pin`.
-    high: [bool; IOAPIC_PINS as usize],
+    high: Vec<bool>,
     ever_unmasked: bool,
 }
 
 impl<R: MsiRouter> Ioapic<R> {
-    /// Makes an I/O APIC in its reset state: every pin masked.
-    pub fn new(router: R) -> Self {
+    /// Makes an I/O APIC of `pins` pins, 1 to [`IOAPIC_PINS`], in its reset state: every pin
+    /// masked. A guest's start reads and writes each pin several times, each time by an exit, so
+    /// a machine has no more than it uses.
+    pub fn new(router: R, pins: u8) -> Self {
+        let pins = usize::from(pins.clamp(1, IOAPIC_PINS));
         Self {
             router,
             select: 0,
             id: 0,
-            entries: [Entry::default(); IOAPIC_PINS as usize],
-            high: [false; IOAPIC_PINS as usize],
+            entries: vec![Entry::default(); pins],
+            high: vec![false; pins],
             ever_unmasked: false,
         }
     }
@@ -146,27 +150,33 @@ impl<R: MsiRouter> Ioapic<R> {
         }
     }
 
+    fn last_entry(&self) -> u32 {
+        u32::try_from(self.entries.len() - 1).unwrap_or(0)
+    }
+
     fn read_selected(&self) -> u32 {
         match self.select {
             ID_INDEX | ARBITRATION_INDEX => self.id,
-            VERSION_INDEX => VERSION,
-            index => match redirection(index) {
-                Some((pin, half)) => self.entries[usize::from(pin)].read(half),
-                None => 0,
-            },
+            VERSION_INDEX => VERSION | self.last_entry() << LAST_ENTRY_SHIFT,
+            index @ REDIRECTION_INDEX.. => {
+                let (pin, half) = redirection(index);
+                self.entries.get(usize::from(pin)).map_or(0, |entry| entry.read(half))
+            }
+            _ => 0,
         }
     }
 
     fn write_selected(&mut self, value: u32) {
         if self.select == ID_INDEX {
             self.id = value & ID_MASK;
-        } else if let Some((pin, half)) = redirection(self.select) {
+        } else if self.select >= REDIRECTION_INDEX {
+            let (pin, half) = redirection(self.select);
             self.write_redirection(pin, half, value);
         }
     }
 
     fn write_redirection(&mut self, pin: u8, half: Half, value: u32) {
-        let entry = &mut self.entries[usize::from(pin)];
+        let Some(entry) = self.entries.get_mut(usize::from(pin)) else { return };
         let before = entry.message();
         entry.write(half, value);
         let after = entry.message();
@@ -185,11 +195,12 @@ enum Half {
     High,
 }
 
-/// The pin and the half of its redirection entry that register `index` is.
-fn redirection(index: u8) -> Option<(u8, Half)> {
-    let offset = index.checked_sub(REDIRECTION_INDEX)?;
+/// The pin and the half of its redirection entry that register `index`, from
+/// [`REDIRECTION_INDEX`] on, is. There may be no such pin.
+fn redirection(index: u8) -> (u8, Half) {
+    let offset = index.saturating_sub(REDIRECTION_INDEX);
     let half = if offset.is_multiple_of(2) { Half::Low } else { Half::High };
-    (offset / 2 < IOAPIC_PINS).then_some((offset / 2, half))
+    (offset / 2, half)
 }
 
 impl<R: MsiRouter> BusDevice for Ioapic<R> {

@@ -293,9 +293,12 @@ impl Image {
 }
 
 fn zero_bytes(manifest: &Manifest) -> u64 {
-    (0..manifest.segments.len())
-        .flat_map(|segment| manifest.chunks_of(segment))
+    manifest
+        .all_chunks()
         .filter(|chunk| chunk.entry.zero)
         .map(|chunk| u64::from(chunk.length))
         .sum()
 }
+
+#[cfg(test)]
+mod tests;

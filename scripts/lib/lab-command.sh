@@ -20,14 +20,13 @@ done
 if [ "$interactive" ]; then
     modprobe virtio_console
     until [ -c /dev/hvc0 ]; do usleep 20000; done
-    set_window() {
-        read -r size <"$node/window"
+    # Held open, or the terminal would forget its size between stty and the shell.
+    while read -r size <"$node/window"; do
         # shellcheck disable=SC2086 # four words: rows N columns M
-        [ "$size" = "$last" ] || stty -F /dev/hvc0 $size
+        [ "$size" = "$last" ] || stty $size
         last=$size
-    }
-    set_window
-    while sleep 1; do set_window; done 2>/dev/null &
+        sleep 1
+    done <>/dev/hvc0 >/dev/null 2>&1 &
     setsid -c "$shell" "$node/command" <>/dev/hvc0 >&0 2>&1
     status=$?
 else

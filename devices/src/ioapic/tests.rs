@@ -23,7 +23,7 @@ impl MsiRouter for Recorder {
 }
 
 fn ioapic() -> Ioapic<Recorder> {
-    Ioapic::new(Recorder::default())
+    Ioapic::new(Recorder::default(), IOAPIC_PINS)
 }
 
 fn read(ioapic: &mut Ioapic<Recorder>, index: u8) -> u32 {
@@ -223,10 +223,19 @@ fn a_router_may_leave_sending_out() {
     impl MsiRouter for RoutesOnly {
         fn route(&mut self, _: u8, _: Option<MsiMessage>) {}
     }
-    let mut ioapic = Ioapic::new(RoutesOnly);
+    let mut ioapic = Ioapic::new(RoutesOnly, IOAPIC_PINS);
     ioapic.write(SELECT_OFFSET, &0x10_u32.to_le_bytes());
     ioapic.write(WINDOW_OFFSET, &0x30_u32.to_le_bytes());
     ioapic.set_pin(0, true);
     assert!(ioapic.any_unmasked());
     assert!(format!("{ioapic:?}").contains("0x00000000:00000030"));
+}
+
+#[test]
+fn pins_that_a_small_one_has_not_read_as_zero_and_route_nothing() {
+    let mut ioapic = Ioapic::new(Recorder::default(), 6);
+    assert_eq!(read(&mut ioapic, VERSION_INDEX), VERSION | 5 << LAST_ENTRY_SHIFT);
+    write(&mut ioapic, REDIRECTION_INDEX + 2 * 6, 0x30);
+    assert_eq!(read(&mut ioapic, REDIRECTION_INDEX + 2 * 6), 0);
+    assert!(!ioapic.ever_unmasked());
 }

@@ -9,7 +9,7 @@ use devices::bus::BusDevice;
 use devices::event::EventSink;
 use devices::i8042::I8042;
 use devices::interrupt::InterruptLine;
-use devices::ioapic::{Ioapic, MsiMessage, MsiRouter};
+use devices::ioapic::{IOAPIC_PINS, Ioapic, MsiMessage, MsiRouter};
 use devices::power::Power;
 use devices::pvpanic::Pvpanic;
 use devices::serial::SerialConsole;
@@ -107,7 +107,7 @@ fn every_device_takes_every_access() {
         ("i8042", Box::new(I8042::new(Arc::clone(&sink)))),
         ("power", Box::new(Power::new(Arc::clone(&sink)))),
         ("pvpanic", Box::new(Pvpanic::new(sink))),
-        ("ioapic", Box::new(Ioapic::new(Routes::default()))),
+        ("ioapic", Box::new(Ioapic::new(Routes::default(), IOAPIC_PINS))),
     ];
     for (name, mut device) in devices {
         let word_wide = name == "ioapic";
@@ -207,7 +207,7 @@ proptest! {
         ]), 0..200),
         pins in vec((0_u8..30, any::<bool>(), any::<u8>()), 200),
     ) {
-        let mut ioapic = Ioapic::new(Routes::default());
+        let mut ioapic = Ioapic::new(Routes::default(), IOAPIC_PINS);
         let mut ever = false;
         for (act, (pin, level, vector)) in acts.iter().zip(pins) {
             perform(&mut ioapic, act);

@@ -200,6 +200,11 @@ impl Manifest {
         })
     }
 
+    /// The chunks of all segments, in the order of the chunk table.
+    pub fn all_chunks(&self) -> impl Iterator<Item = ChunkSpan> + '_ {
+        (0..self.segments.len()).flat_map(|segment| self.chunks_of(segment))
+    }
+
     /// Index of the segment that has chunk `index`.
     pub fn segment_of(&self, index: u32) -> Option<usize> {
         self.segments.iter().position(|segment| {

@@ -75,21 +75,9 @@ impl Store {
         let mut live: HashMap<PackId, Live> = HashMap::new();
         for id in manifests {
             let manifest = self.manifest(id)?;
-            let locations = Locations::read(&self.layout, id, &manifest)?
-                .ok_or_else(|| StoreError::damaged(&self.layout.locations(id), 0, "is missing"))?;
-            for chunk in (0..manifest.segments.len()).flat_map(|index| manifest.chunks_of(index)) {
-                let location = usize::try_from(chunk.index)
-                    .ok()
-                    .and_then(|index| locations.chunks.get(index).copied().flatten());
-                let Some(location) = location else { continue };
-                let Some(pack) = locations.packs.get(location.pack) else { continue };
-                let packed = PackedChunk {
-                    key: chunk.entry.key,
-                    checksum: chunk.entry.checksum,
-                    offset: location.offset,
-                    length: chunk.length,
-                };
-                live.entry(*pack).or_default().insert(location.offset, packed);
+            let locations = Locations::read(&self.layout, id, &manifest)?;
+            for (pack, chunk) in locations.packed(&manifest) {
+                live.entry(pack).or_default().insert(chunk.offset, chunk);
             }
         }
         Ok(live)

@@ -102,7 +102,7 @@ impl Store {
         let (mut bytes_zero, mut bytes_stored, mut bytes_shared) = (0, 0, 0);
         let mut packs: Vec<PackUse> = Vec::new();
         packs.extend(image.packs().map(|pack| PackUse { path: pack.path.clone(), bytes: 0 }));
-        for chunk in (0..manifest.segments.len()).flat_map(|index| manifest.chunks_of(index)) {
+        for chunk in manifest.all_chunks() {
             let length = u64::from(chunk.length);
             if chunk.entry.zero {
                 bytes_zero += length;

@@ -56,6 +56,11 @@ impl Layout {
     /// The store in `root`, made if it is not there.
     pub(super) fn create(root: &Path) -> Result<Self, StoreError> {
         let layout = Self { root: root.to_owned() };
+        let format = root.join("FORMAT");
+        // It is written last, so what it stands in is complete, and perhaps read-only.
+        if format.exists() {
+            return Self::open(root);
+        }
         for folder in FOLDERS {
             let path = root.join(folder);
             fs::create_dir_all(&path).map_err(StoreError::io("create", &path))?;
@@ -63,13 +68,10 @@ impl Layout {
         let lock = layout.lock_path();
         let created = File::options().create(true).append(true).open(&lock);
         created.map_err(StoreError::io("create", &lock))?;
-        let format = root.join("FORMAT");
-        if !format.exists() {
-            let mut file = layout.temp_file()?;
-            file.write_all(FORMAT.as_bytes())?;
-            file.place(&format)?;
-            sync_folder(root)?;
-        }
+        let mut file = layout.temp_file()?;
+        file.write_all(FORMAT.as_bytes())?;
+        file.place(&format)?;
+        sync_folder(root)?;
         Self::open(root)
     }
 

@@ -8,10 +8,11 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use super::error::StoreError;
+use super::index::PackedChunk;
 use super::layout::{Layout, read_table};
 use super::pack::PackId;
 use super::table::{frame, unframe};
-use crate::image::manifest::Manifest;
+use crate::image::manifest::{ChunkEntry, Manifest};
 use crate::key::ManifestId;
 
 const MAGIC: [u8; 8] = *b"vmmplace";
@@ -63,14 +64,29 @@ impl Collector {
 }
 
 impl Locations {
-    /// The locations of `manifest`, whose id is `id`; `None` if there is no such file.
+    /// The locations of `manifest`, whose id is `id`.
     pub(super) fn read(
         layout: &Layout,
         id: &ManifestId,
         manifest: &Manifest,
-    ) -> Result<Option<Self>, StoreError> {
+    ) -> Result<Self, StoreError> {
         let path = layout.locations(id);
-        read_table(&path)?.map(|bytes| Self::decode(&bytes, id, manifest, &path)).transpose()
+        let bytes =
+            read_table(&path)?.ok_or_else(|| StoreError::damaged(&path, 0, "is missing"))?;
+        Self::decode(&bytes, id, manifest, &path)
+    }
+
+    /// The chunks of `manifest`, which these are the locations of, each with its pack.
+    pub(super) fn packed(
+        &self,
+        manifest: &Manifest,
+    ) -> impl Iterator<Item = (PackId, PackedChunk)> {
+        manifest.all_chunks().zip(&self.chunks).filter_map(|(chunk, location)| {
+            let Location { pack, offset } = (*location)?;
+            let ChunkEntry { key, checksum, .. } = chunk.entry;
+            let packed = PackedChunk { key, checksum, offset, length: chunk.length };
+            Some((*self.packs.get(pack)?, packed))
+        })
     }
 
     fn decode(

@@ -35,9 +35,7 @@ impl Store {
     pub(crate) fn open_image(&self, id: &ManifestId) -> Result<OpenImage, StoreError> {
         let _lock = self.layout.lock_shared(self.patience)?;
         let manifest = self.manifest(id)?;
-        let path = self.layout.locations(id);
-        let locations = Locations::read(&self.layout, id, &manifest)?
-            .ok_or_else(|| StoreError::damaged(&path, 0, "is missing"))?;
+        let locations = Locations::read(&self.layout, id, &manifest)?;
         let mut packs = Vec::with_capacity(locations.packs.len());
         for pack in &locations.packs {
             packs.push(self.open_pack(*pack)?);

@@ -11,7 +11,8 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::client::{LoadError, LoadOptions, Verification, Verify};
-use crate::testing::{files, image, load, name, noise, push};
+use crate::image::import::{ImportOptions, ImportedKernel, KernelSegment};
+use crate::testing::{KERNEL_ADDRESS, files, image, load, name, noise, push};
 
 const CHUNK: u32 = 64 << 10;
 const MIB: usize = 1 << 20;
@@ -261,4 +262,46 @@ fn progress_reaches_the_total() {
     let options = PushOptions { drop_cache: false, progress: Some(&mut progress) };
     store.push(&name("a"), image(&noise(1, 7), &noise(2, MIB + 3), CHUNK), options).unwrap();
     assert_eq!(last, ((1 << 20) + 10, Some((1 << 20) + 10)));
+}
+
+#[test]
+fn an_import_becomes_an_image() {
+    let (_folder, store) = store();
+    let info = crate::testing::kernel_info();
+    let data = noise(1, 100_000);
+    let kernel = ImportedKernel {
+        format: info.format,
+        compression: info.compression,
+        segments: vec![KernelSegment {
+            address: KERNEL_ADDRESS,
+            data: data.clone(),
+            memory_length: 300_000,
+        }],
+        entries: info.entries,
+        setup_header: info.setup_header.clone(),
+        initrd_addr_max: info.initrd_addr_max,
+        cmdline_max: info.cmdline_max,
+        can_load_initrd_above_4g: info.initrd_above_4g,
+        version: info.version.clone(),
+        notes: vec!["kernel noted".to_owned()],
+    };
+    let initrd = noise(2, MIB + 1);
+    let as_is = ImportOptions { as_is: true, ..ImportOptions::default() };
+    let new = NewImage::from_import(kernel.clone(), Some((&initrd, &as_is)), "quiet".into(), CHUNK);
+    push(&store, "a", new).unwrap();
+    assert_loads(&store, "a", &data, &initrd);
+    let manifest = store.inspect(&name("a")).unwrap().manifest;
+    assert_eq!((&manifest.kernel, &manifest.cmdline[..]), (&info, "quiet"));
+    assert_eq!(
+        (manifest.segments[0].memory_length, manifest.notes[0].as_str()),
+        (300_000, "kernel noted")
+    );
+    assert_eq!(manifest.initrd().map(|(index, _)| index), Some(1));
+
+    // A ramdisk that is none fails the push, and the image stays as it was.
+    let unpack = ImportOptions::default();
+    let new = NewImage::from_import(kernel, Some((&initrd, &unpack)), String::new(), CHUNK);
+    let error = push(&store, "a", new).unwrap_err();
+    assert!(matches!(error, StoreError::Source { segment: 1, .. }), "{error}");
+    assert_loads(&store, "a", &data, &initrd);
 }

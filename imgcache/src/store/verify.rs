@@ -184,21 +184,9 @@ impl Store {
         work: &mut Work,
     ) -> Result<(), StoreError> {
         let manifest = self.manifest(id)?;
-        let locations = Locations::read(&self.layout, id, &manifest)?
-            .ok_or_else(|| StoreError::damaged(&self.layout.locations(id), 0, "is missing"))?;
-        for chunk in (0..manifest.segments.len()).flat_map(|index| manifest.chunks_of(index)) {
-            let location = usize::try_from(chunk.index)
-                .ok()
-                .and_then(|index| locations.chunks.get(index).copied().flatten());
-            let Some(location) = location else { continue };
-            let Some(pack) = locations.packs.get(location.pack) else { continue };
-            let packed = PackedChunk {
-                key: chunk.entry.key,
-                checksum: chunk.entry.checksum,
-                offset: location.offset,
-                length: chunk.length,
-            };
-            work.claim(*pack, &packed, images);
+        let locations = Locations::read(&self.layout, id, &manifest)?;
+        for (pack, chunk) in locations.packed(&manifest) {
+            work.claim(pack, &chunk, images);
         }
         Ok(())
     }

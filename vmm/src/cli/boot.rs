@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::progress::Progress;
 use super::{CliError, StoreOptions, open_store, print_json, size};
 use crate::exit::{self, Exit};
-use crate::host;
+use crate::host::{self, footprint};
 use crate::loader::{self, RamdiskChoice};
 use crate::machine::boot::{self, Protocol, ProtocolChoice};
 use crate::machine::layout::MAX_CPUS;
@@ -96,6 +96,8 @@ struct Report {
     ready_ms: f64,
     phases: Vec<Phase>,
     load: LoadReport,
+    /// Bytes of memory that this process takes beside the guest's, when ready.
+    overhead_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     guest: Option<GuestReport>,
 }
@@ -107,6 +109,8 @@ struct GuestReport {
     /// Milliseconds from its first instruction to its end.
     run_ms: f64,
     kvm: KvmStats,
+    /// Bytes of memory that this process takes beside the guest's, at the end.
+    overhead_bytes: Option<u64>,
 }
 
 /// One phase of a boot.
@@ -160,6 +164,11 @@ impl BootCommand {
         watch.phase("memory");
 
         let slots = ram.ranges().to_vec();
+        let guest: Vec<_> = slots
+            .iter()
+            .map(|slot| slot.host..slot.host + (slot.guest.end - slot.guest.start))
+            .collect();
+        let overhead = || self.wants_report().then(|| footprint::resident_except(&guest)).flatten();
         let progress = Progress::new("loading", manifest.data_bytes());
         let options = loader::Options {
             verify: if self.verify_full { Verify::Full } else { Verify::Auto },
@@ -199,6 +208,7 @@ impl BootCommand {
             ready_ms: milliseconds(watch.begun.elapsed()),
             phases: watch.phases,
             load: landed.report,
+            overhead_bytes: overhead(),
             guest: None,
         };
         drop(image);
@@ -208,22 +218,27 @@ impl BootCommand {
         }
         let begun = Instant::now();
         let (outcome, kvm) = machine.run()?;
+        let overhead_bytes = overhead();
         let exit = Exit::from(&outcome);
         if exit != Exit::Success {
             eprintln!("vmm: {outcome}");
         }
         let run_ms = milliseconds(begun.elapsed());
-        report.guest = Some(GuestReport { outcome, run_ms, kvm });
+        report.guest = Some(GuestReport { outcome, run_ms, kvm, overhead_bytes });
         self.publish(&report)?;
         Ok(exit)
     }
 
+    fn wants_report(&self) -> bool {
+        self.json || self.timings || self.report.is_some()
+    }
+
+    /// What the machine says of itself, then the image's words, then those of this boot: of
+    /// parameters given twice, the kernel takes the last.
     fn command_line(&self, image: &str) -> String {
-        match self.cmdline_append.as_deref() {
-            Some(appended) if image.is_empty() => appended.to_owned(),
-            Some(appended) => format!("{image} {appended}"),
-            None => image.to_owned(),
-        }
+        let parts =
+            [boot::MACHINE_COMMAND_LINE, image, self.cmdline_append.as_deref().unwrap_or("")];
+        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
     /// Shows the report in the ways that were asked for.

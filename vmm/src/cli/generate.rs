@@ -9,7 +9,7 @@ use crate::exit::Exit;
 
 /// Print a shell's completion script.
 ///
-/// For bash: vmm completions bash > /etc/bash_completion.d/vmm
+/// For bash: `vmm completions bash > /etc/bash_completion.d/vmm`
 #[derive(Debug, Args)]
 pub struct CompletionsCommand {
     /// The shell.

@@ -45,7 +45,7 @@ pub struct Cli {
 /// Where images are.
 #[derive(Debug, Args)]
 struct StoreOptions {
-    /// Directory of the image store [default: $XDG_DATA_HOME/vmm/images].
+    /// Directory of the image store; by default `$XDG_DATA_HOME/vmm/images`.
     #[arg(long, global = true, value_name = "DIR", env = "VMM_STORE")]
     store: Option<PathBuf>,
 }

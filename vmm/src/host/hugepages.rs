@@ -162,7 +162,7 @@ fn mapped_huge(smaps: &str, range: Range<u64>) -> u64 {
     bytes
 }
 
-fn mapping_header(line: &str) -> Option<(u64, u64)> {
+pub(super) fn mapping_header(line: &str) -> Option<(u64, u64)> {
     let (start, end) = line.split_once(' ')?.0.split_once('-')?;
     Some((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?))
 }

@@ -1,5 +1,6 @@
 //! The host: which KVM it has, its huge pages and its limits.
 
+pub mod footprint;
 pub mod hugepages;
 pub mod kvm;
 pub mod limits;

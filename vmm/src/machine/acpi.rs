@@ -14,6 +14,7 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
+use devices::virtio::mmio;
 use devices::{ioapic, power, pvpanic, serial};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -217,7 +218,7 @@ fn virtio_device(index: usize, window: VirtioWindow) -> Vec<u8> {
                     &aml::Memory32Fixed::new(
                         true,
                         low_half(window.base),
-                        low_half(layout::VIRTIO_MMIO_WINDOW),
+                        low_half(mmio::MMIO_LENGTH),
                     ),
                     &interrupt(window.gsi),
                 ]),

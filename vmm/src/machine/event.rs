@@ -1,6 +1,7 @@
 //! What happens in a VM that its event loop must know of.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use devices::event::{EventSink, GuestEvent};
@@ -22,13 +23,30 @@ pub enum MachineEvent {
 pub struct EventSender {
     events: Sender<MachineEvent>,
     wake: Arc<EventFd>,
+    ended: Arc<AtomicBool>,
+}
+
+impl MachineEvent {
+    /// Whether nothing of the guest is to run after it.
+    fn is_end(&self) -> bool {
+        !matches!(self, Self::Guest(GuestEvent::Panicked | GuestEvent::CrashLoaded))
+    }
 }
 
 impl EventSender {
     /// Sends; an event loop that has ended does not need it any more.
     pub fn send(&self, event: MachineEvent) {
+        if event.is_end() {
+            self.ended.store(true, Ordering::Release);
+        }
         let _ = self.events.send(event);
         let _ = self.wake.write(1);
+    }
+
+    /// Whether an event was sent after which nothing of the guest is to run: a guest that waits for
+    /// its own end does so by exit after exit.
+    pub fn ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
     }
 
     /// The form in which devices want it.
@@ -54,5 +72,6 @@ pub struct EventReceiver {
 pub fn event_channel() -> std::io::Result<(EventSender, EventReceiver)> {
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
     let (sender, events) = channel();
-    Ok((EventSender { events: sender, wake: wake.clone() }, EventReceiver { events, wake }))
+    let ended = Arc::new(AtomicBool::new(false));
+    Ok((EventSender { events: sender, wake: wake.clone(), ended }, EventReceiver { events, wake }))
 }

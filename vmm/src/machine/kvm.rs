@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use devices::ioapic::{IOAPIC_PINS, MsiMessage, MsiRouter};
+use devices::ioapic::{MsiMessage, MsiRouter};
 use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_enable_cap,
     kvm_irq_routing_entry, kvm_userspace_memory_region,
@@ -79,7 +79,7 @@ pub fn create_vm(kvm: &Kvm, ram: &[RamRange]) -> Result<Arc<VmFd>, KvmError> {
             .map_err(KvmError::doing(format!("add the memory slot at {:#x}", range.guest.start)))?;
     }
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-    cap.args[0] = u64::from(IOAPIC_PINS);
+    cap.args[0] = u64::from(layout::GSI_COUNT);
     vm.enable_cap(&cap).map_err(KvmError::doing("split the interrupt controller"))?;
     Ok(Arc::new(vm))
 }
@@ -87,13 +87,13 @@ pub fn create_vm(kvm: &Kvm, ram: &[RamRange]) -> Result<Arc<VmFd>, KvmError> {
 /// Keeps KVM's routes from interrupt lines to messages equal to the I/O APIC's table.
 pub struct RouteTable {
     vm: Arc<VmFd>,
-    routes: [Option<MsiMessage>; IOAPIC_PINS as usize],
+    routes: [Option<MsiMessage>; layout::GSI_COUNT as usize],
 }
 
 impl RouteTable {
     /// A table without routes.
     pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, routes: [None; IOAPIC_PINS as usize] }
+        Self { vm, routes: [None; layout::GSI_COUNT as usize] }
     }
 
     fn entries(&self) -> Vec<kvm_irq_routing_entry> {

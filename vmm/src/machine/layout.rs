@@ -41,8 +41,6 @@ pub const HIGH_RAM: u64 = 0x10_0000;
 pub const HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// virtio MMIO windows, one after the other.
 pub const VIRTIO_MMIO: Range<u64> = 0xd000_0000..0xd001_0000;
-/// Size of one virtio MMIO window.
-pub const VIRTIO_MMIO_WINDOW: u64 = 0x1000;
 /// The local APICs.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages for KVM's task state segment, and one for its identity map (Intel only).
@@ -55,6 +53,11 @@ pub const POWER_PORTS: u64 = 0x600;
 
 /// Interrupt line of the first virtio device; the others follow. Line 4 is the serial port's.
 pub const VIRTIO_GSI: u32 = 5;
+/// How many virtio devices the machine has: the entropy device.
+pub const VIRTIO_DEVICES: u8 = 1;
+/// How many interrupt lines the machine has. No more than are used: at its start a guest reads and
+/// writes the registers of each several times, every time by an exit.
+pub const GSI_COUNT: u8 = 5 + VIRTIO_DEVICES;
 
 /// The smallest guest: what a stock distribution kernel needs to reach user space at all.
 pub const MIN_RAM: u64 = 64 << 20;

@@ -26,7 +26,7 @@ use devices::bus::{Bus, BusError};
 use devices::interrupt::InterruptLine;
 use devices::ioapic::{self, Ioapic};
 use devices::serial::{self, SerialConsole};
-use devices::virtio::mmio::MmioTransport;
+use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use devices::{i8042, power, pvpanic};
 use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
@@ -41,9 +41,6 @@ use self::outcome::Outcome;
 use self::registers::Entry;
 use self::stats::{KvmStats, StatsFile};
 use self::vcpu::Platform;
-
-/// Where a device's queue notifications are written; virtio 1.2, section 4.2.2, `QueueNotify`.
-const VIRTIO_QUEUE_NOTIFY: u64 = 0x50;
 
 /// Why there is no machine, or it could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -62,7 +59,7 @@ pub enum MachineError {
     Bus(#[from] BusError),
     /// A virtio device could not be made.
     #[error(transparent)]
-    Virtio(#[from] devices::virtio::mmio::TransportError),
+    Virtio(#[from] mmio::TransportError),
     /// The host's refusal of a thread, an event or a signal.
     #[error("cannot {what}: {source}")]
     System {
@@ -141,10 +138,11 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let Processors { vm, vcpus, stats } = processors;
         let (sender, events) = event_channel().map_err(MachineError::system("make an eventfd"))?;
-        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        let (mut ports, mut memory) = (Bus::default(), Bus::default());
 
-        let ioapic = Arc::new(Mutex::new(Ioapic::new(RouteTable::new(vm.clone()))));
-        mmio.insert("I/O APIC", ioapic::IOAPIC_BASE, ioapic::IOAPIC_LENGTH, ioapic.clone())?;
+        let ioapic =
+            Arc::new(Mutex::new(Ioapic::new(RouteTable::new(vm.clone()), layout::GSI_COUNT)));
+        memory.insert("I/O APIC", ioapic::IOAPIC_BASE, ioapic::IOAPIC_LENGTH, ioapic.clone())?;
 
         let line = interrupt_line(&vm, serial::COM1_IRQ)?;
         let serial = Arc::new(Mutex::new(SerialConsole::new(line, output)));
@@ -158,14 +156,14 @@ impl Machine {
 
         let window = VirtioWindow { base: layout::VIRTIO_MMIO.start, gsi: layout::VIRTIO_GSI };
         let rng = virtio_rng(&vm, &ram, window)?;
-        mmio.insert("virtio-rng", window.base, layout::VIRTIO_MMIO_WINDOW, rng.clone())?;
+        memory.insert("virtio-rng", window.base, mmio::MMIO_LENGTH, rng.clone())?;
 
         write_boot_structures(&ram, entry, boot, vcpus.len(), &[window])?;
         if let Some(first) = vcpus.first() {
             registers::set_entry(first, entry.1)?;
         }
         let platform =
-            Platform { ports: Arc::new(ports), mmio: Arc::new(mmio), ioapic, events: sender };
+            Platform { ports: Arc::new(ports), mmio: Arc::new(memory), ioapic, events: sender };
         Ok(Self { vcpus, platform, serial, rng, events, stats, ram })
     }
 
@@ -247,7 +245,7 @@ fn virtio_rng(
 ) -> Result<Arc<Mutex<MmioTransport<Rng>>>, MachineError> {
     let line = interrupt_line(vm, window.gsi)?;
     let rng = MmioTransport::new(Rng::new(), ram.memory().clone(), line)?;
-    let notify = IoEventAddress::Mmio(window.base + VIRTIO_QUEUE_NOTIFY);
+    let notify = IoEventAddress::Mmio(window.base + mmio::QUEUE_NOTIFY_OFFSET);
     for (queue, event) in (0u32..).zip(rng.queue_events()) {
         vm.register_ioevent(event, &notify, queue)
             .map_err(KvmError::doing("connect a virtio queue"))?;

@@ -62,10 +62,11 @@ impl StatsFile {
         if descriptors > MAX_DESCRIPTORS || name_size > MAX_NAME {
             return Err(std::io::ErrorKind::InvalidData.into());
         }
-        let size = 16 + u64::from(name_size);
-        let mut table = vec![0; (size * u64::from(descriptors)) as usize];
-        self.0.read_exact_at(&mut table, u64::from(descriptor_offset))?;
-        for descriptor in table.chunks_exact(size as usize) {
+        let mut descriptor = vec![0; 16 + usize::try_from(name_size).unwrap_or(0)];
+        let mut next = u64::from(descriptor_offset);
+        for _ in 0..descriptors {
+            self.0.read_exact_at(&mut descriptor, next)?;
+            next += 16 + u64::from(name_size);
             let (fields, name) = descriptor.split_at(16);
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
             let Some(counter) = counter(stats, name) else { continue };

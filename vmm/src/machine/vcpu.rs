@@ -92,7 +92,7 @@ impl Drop for RunningVcpus {
 
 /// Runs one vCPU until it is stopped or cannot go on.
 fn run(index: usize, mut vcpu: VcpuFd, platform: &Platform, stop: &AtomicBool) {
-    while !stop.load(Ordering::Acquire) {
+    while !stop.load(Ordering::Acquire) && !platform.events.ended() {
         let event = match vcpu.run() {
             Ok(exit) => handle(exit, platform),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => None,

@@ -182,8 +182,8 @@ mod tests {
     use super::super::testing::{ALL_COMPRESSIONS, BzImageBuilder, ElfBuilder, compress};
     use super::*;
 
-    fn import(data: &Vec<u8>) -> Result<ImportedKernel, ImportError> {
-        import_kernel(data, &ImportOptions::default())
+    fn import(data: &[u8]) -> Result<ImportedKernel, ImportError> {
+        import_kernel(&data, &ImportOptions::default())
     }
 
     #[test]

@@ -87,8 +87,8 @@ mod tests {
     use super::super::source::Source;
     use super::*;
 
-    fn unpack(stream: &Vec<u8>) -> io::Result<(Vec<u8>, u64)> {
-        let mut window = Source::new(stream).unwrap().window(0, stream.len() as u64);
+    fn unpack(stream: &[u8]) -> io::Result<(Vec<u8>, u64)> {
+        let mut window = Source::new(&stream).unwrap().window(0, stream.len() as u64);
         let mut data = Vec::new();
         LegacyLz4Reader::new(&mut window)?.read_to_end(&mut data)?;
         Ok((data, window.position()))

@@ -7,22 +7,22 @@
 //! against the file's length, sums are checked, loops and memory are bounded by
 //! [`ImportOptions`].
 //!
-//! - [`mod@kernel`]: what a file is, and the import of either kind of kernel;
+//! - `kernel`: what a file is, and the import of either kind of kernel;
 //! - `bzimage`: the Linux/x86 boot protocol, up to 2.15;
 //! - `elf`: System V ELF-64, and the PVH entry note of the Xen project;
-//! - [`mod@initrd`] and `cpio`: Linux's initramfs buffer format;
+//! - `initrd` and `cpio`: Linux's initramfs buffer format;
 //! - `compression`, `lz4`, `zstd`: the compressed formats that Linux reads;
-//! - [`mod@source`]: positional reads.
+//! - `source`: positional reads.
 
 mod bzimage;
 mod compression;
 mod cpio;
 mod elf;
 mod error;
-pub mod initrd;
-pub mod kernel;
+mod initrd;
+mod kernel;
 mod lz4;
-pub mod source;
+mod source;
 mod zstd;
 
 #[cfg(test)]

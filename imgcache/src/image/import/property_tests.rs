@@ -15,9 +15,9 @@ fn options() -> [ImportOptions; 2] {
 }
 
 /// Imports `file` as a kernel and checks what every accepted kernel promises.
-fn check_kernel(file: &Vec<u8>) {
+fn check_kernel(file: &[u8]) {
     for options in options() {
-        let Ok(kernel) = import_kernel(file, &options) else { continue };
+        let Ok(kernel) = import_kernel(&file, &options) else { continue };
         let mut end = 1 << 20;
         let mut total = 0;
         for segment in &kernel.segments {
@@ -38,10 +38,10 @@ fn check_kernel(file: &Vec<u8>) {
 }
 
 /// Imports `file` as a ramdisk and checks what every accepted ramdisk promises.
-fn check_initrd(file: &Vec<u8>) {
+fn check_initrd(file: &[u8]) {
     for options in options() {
         let mut written = Vec::new();
-        let Ok(initrd) = import_initrd(file, &options, &mut written) else { continue };
+        let Ok(initrd) = import_initrd(&file, &options, &mut written) else { continue };
         assert_eq!(initrd.length, written.len() as u64);
         assert!(initrd.length <= options.max_initrd_size);
         let mut end = 0;

@@ -57,12 +57,12 @@ fn folder(target: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fuzz/seeds").join(target)
 }
 
-fn is_accepted(target: &str, seed: &Vec<u8>) -> bool {
+fn is_accepted(target: &str, seed: &[u8]) -> bool {
     let options = ImportOptions::default();
     match target {
-        "cpio" => import_initrd(seed, &options, &mut std::io::sink()).is_ok(),
+        "cpio" => import_initrd(&seed, &options, &mut std::io::sink()).is_ok(),
         "manifest" => Manifest::decode(seed).is_ok(),
-        _ => import_kernel(seed, &options).is_ok(),
+        _ => import_kernel(&seed, &options).is_ok(),
     }
 }
 

@@ -58,10 +58,10 @@ mod tests {
     use super::*;
 
     /// A frame by hand: single segment, one raw block, a checksum.
-    fn frame(content: &[u8; 4], recorded_size: u8, checksum: [u8; 4]) -> Vec<u8> {
+    fn frame(content: [u8; 4], recorded_size: u8, checksum: [u8; 4]) -> Vec<u8> {
         let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0b0010_0100, recorded_size];
         frame.extend_from_slice(&[1 | (4 << 3), 0, 0]);
-        frame.extend_from_slice(content);
+        frame.extend_from_slice(&content);
         frame.extend_from_slice(&checksum);
         frame
     }
@@ -76,10 +76,10 @@ mod tests {
     fn checksum_and_size_are_verified() {
         // The low half of XXH64("abcd"), as the zstd command writes it.
         let checksum = [0xcc, 0x92, 0x5d, 0xd2];
-        assert_eq!(unpack(&frame(b"abcd", 4, checksum)).unwrap(), b"abcd");
-        let wrong_sum = unpack(&frame(b"abce", 4, checksum)).unwrap_err().to_string();
+        assert_eq!(unpack(&frame(*b"abcd", 4, checksum)).unwrap(), b"abcd");
+        let wrong_sum = unpack(&frame(*b"abce", 4, checksum)).unwrap_err().to_string();
         assert!(wrong_sum.contains("checksum"), "{wrong_sum}");
-        let wrong_size = unpack(&frame(b"abcd", 5, checksum)).unwrap_err().to_string();
+        let wrong_size = unpack(&frame(*b"abcd", 5, checksum)).unwrap_err().to_string();
         assert!(wrong_size.contains("records 5"), "{wrong_size}");
     }
 }

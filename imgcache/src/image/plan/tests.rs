@@ -12,8 +12,17 @@ const GIB: u64 = 1 << 30;
 fn ram(size: u64, hole: Option<u64>) -> Vec<Range<u64>> {
     match hole {
         Some(hole) if size > hole => vec![0..hole, 4 * GIB..4 * GIB + (size - hole)],
-        _ => std::iter::once(0..size).collect(),
+        _ => one(0..size),
     }
+}
+
+fn one(range: Range<u64>) -> Vec<Range<u64>> {
+    std::iter::once(range).collect()
+}
+
+/// What machines keep for themselves at the bottom.
+fn low() -> Vec<Range<u64>> {
+    one(0..MIB)
 }
 
 /// Segments with the given fixed places, and a ramdisk.
@@ -39,7 +48,7 @@ fn image(fixed: &[(u64, u64)], initrd: u64, limit: u64, align: u64) -> Manifest 
 #[test]
 fn a_ramdisk_goes_to_the_top() {
     let made = image(&[(16 * MIB, 40 * MIB)], 100 * MIB - 1, 4 * GIB, HUGE_PAGE);
-    let layout = GuestLayout { ram: ram(512 * MIB, None), reserved: vec![0..MIB] };
+    let layout = GuestLayout { ram: ram(512 * MIB, None), reserved: low() };
     assert_eq!(
         place(&made, &layout).unwrap(),
         [
@@ -48,10 +57,10 @@ fn a_ramdisk_goes_to_the_top() {
         ]
     );
     // Below the hole, though there is RAM above it.
-    let layout = GuestLayout { ram: ram(8 * GIB, Some(3 * GIB)), reserved: vec![0..MIB] };
+    let layout = GuestLayout { ram: ram(8 * GIB, Some(3 * GIB)), reserved: low() };
     assert_eq!(place(&made, &layout).unwrap()[1].address, 3 * GIB - 100 * MIB);
     // Below what is reserved at the top, and below the limit.
-    let layout = GuestLayout { ram: ram(GIB, None), reserved: vec![1023 * MIB..GIB] };
+    let layout = GuestLayout { ram: ram(GIB, None), reserved: one(1023 * MIB..GIB) };
     assert_eq!(place(&made, &layout).unwrap()[1].address, 922 * MIB);
     let low = image(&[(16 * MIB, 40 * MIB)], 100 * MIB, 200 * MIB, HUGE_PAGE);
     assert_eq!(place(&low, &layout).unwrap()[1].address, 100 * MIB);
@@ -66,7 +75,7 @@ fn ram_in_touching_pieces_is_one() {
 
 #[test]
 fn errors_say_what_is_missing() {
-    let layout = |size| GuestLayout { ram: ram(size, None), reserved: vec![0..MIB] };
+    let layout = |size| GuestLayout { ram: ram(size, None), reserved: low() };
     let made = image(&[(16 * MIB, 40 * MIB)], 100 * MIB, 4 * GIB, HUGE_PAGE);
     let error = place(&made, &layout(48 * MIB)).unwrap_err();
     assert!(error.to_string().contains("needs 8 MiB more (RAM: 48 MiB at 0x0)"), "{error}");

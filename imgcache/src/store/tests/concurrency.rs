@@ -50,7 +50,9 @@ fn pushes_loads_and_gc_do_not_disturb_each_other() {
         let results: Vec<_> = pushers.into_iter().map(thread::ScopedJoinHandle::join).collect();
         done.store(true, Ordering::Relaxed);
         collector.join().unwrap();
-        results.into_iter().for_each(|result| result.unwrap());
+        for result in results {
+            result.unwrap();
+        }
     });
     let report = store.gc().unwrap();
     assert!(report.packs_busy.is_empty());

@@ -98,9 +98,12 @@ fn an_error_leaves_nothing_to_see() {
                 &name("a"),
                 image(&noise(3, 1000), &noise(4, MIB), CHUNK),
                 PushOptions::default(),
-                &mut |step| match step == failing {
-                    true => Err(StoreError::io("write", store.path())(full())),
-                    false => Ok(()),
+                &mut |step| {
+                    if step == failing {
+                        Err(StoreError::io("write", store.path())(full()))
+                    } else {
+                        Ok(())
+                    }
                 },
             )
             .unwrap_err();

@@ -6,7 +6,7 @@ use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 use super::{BootError, BootInfo, command_line_bytes};
 use crate::machine::layout;
 
-/// "HdrS"
+/// The letters `HdrS`.
 const HEADER_MAGIC: u32 = 0x5372_6448;
 const BOOT_FLAG: u16 = 0xaa55;
 /// A boot loader without a number of its own.
@@ -19,8 +19,8 @@ const LOADED_HIGH: u8 = 1;
 const SETUP_RNG_SEED: u32 = 9;
 /// As much as Linux credits: 32 bytes fill its pool.
 const SEED_LENGTH: u32 = 32;
-/// Where `setup_header` begins in the zero page.
-const SETUP_HEADER_OFFSET: u64 = 0x1f1;
+/// The header, which begins at 0x1f1, as far as the fields of protocol 2.12.
+const SHORTEST_HEADER: usize = 0x268 - 0x1f1;
 
 /// Writes zero page, command line and seed.
 ///
@@ -72,7 +72,7 @@ fn header(info: &BootInfo<'_>) -> Result<setup_header, BootError> {
     let room = header.as_slice().len();
     // Newer kernels have longer headers; what is beyond ours is not for a loader to change.
     let length = saved.len().min(room);
-    if length < (0x236 - SETUP_HEADER_OFFSET) as usize {
+    if length < SHORTEST_HEADER {
         return Err(BootError::SetupHeader(saved.len()));
     }
     header.as_mut_slice()[..length].copy_from_slice(&saved[..length]);
@@ -136,7 +136,7 @@ mod tests {
     #[test]
     fn a_saved_header_is_kept_and_a_stump_is_refused() {
         let mut kernel = kernel();
-        let mut saved = vec![0u8; 0x268 - 0x1f1];
+        let mut saved = vec![0u8; SHORTEST_HEADER];
         saved[0x22c - 0x1f1] = 0x77; // low byte of initrd_addr_max
         kernel.setup_header = Some(saved);
         let header = header(&info(&kernel, "", None)).unwrap();

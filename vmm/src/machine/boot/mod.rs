@@ -11,6 +11,10 @@ use serde::Serialize;
 use super::layout;
 use super::registers::Entry;
 
+/// What the kernel is told of the machine that it cannot find in ACPI tables: there is no PCI to
+/// probe for, and one serial port. Each probe would be an exit.
+pub const MACHINE_COMMAND_LINE: &str = "pci=off 8250.nr_uarts=1";
+
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum ProtocolChoice {

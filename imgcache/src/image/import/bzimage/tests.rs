@@ -5,12 +5,12 @@ use super::super::testing::{
 use super::super::{ImportOptions, import_kernel};
 use super::*;
 
-fn import(image: &Vec<u8>) -> Result<ImportedKernel, ImportError> {
-    import_kernel(image, &ImportOptions::default())
+fn import(image: &[u8]) -> Result<ImportedKernel, ImportError> {
+    import_kernel(&image, &ImportOptions::default())
 }
 
-fn import_kept(image: &Vec<u8>) -> Result<ImportedKernel, ImportError> {
-    import_kernel(image, &ImportOptions { as_is: true, ..ImportOptions::default() })
+fn import_kept(image: &[u8]) -> Result<ImportedKernel, ImportError> {
+    import_kernel(&image, &ImportOptions { as_is: true, ..ImportOptions::default() })
 }
 
 /// A valid image with other bytes at `offset`.
@@ -65,9 +65,9 @@ fn every_prefix_is_an_error() {
     for compression in ALL_COMPRESSIONS {
         let image = BzImageBuilder::linux(compression).build();
         for length in 0..image.len() {
-            let cut = image[..length].to_vec();
-            import(&cut).unwrap_err();
-            import_kept(&cut).unwrap_err();
+            let cut = &image[..length];
+            import(cut).unwrap_err();
+            import_kept(cut).unwrap_err();
         }
     }
 }

@@ -6,8 +6,8 @@ fn import(elf: &ElfBuilder) -> Result<ImportedKernel, ImportError> {
     import_bytes(&elf.build())
 }
 
-fn import_bytes(image: &Vec<u8>) -> Result<ImportedKernel, ImportError> {
-    import_kernel(image, &ImportOptions::default())
+fn import_bytes(image: &[u8]) -> Result<ImportedKernel, ImportError> {
+    import_kernel(&image, &ImportOptions::default())
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn every_prefix_is_an_error() {
     let image = ElfBuilder::linux().build();
     assert!(import_bytes(&image).is_ok());
     for length in 0..image.len() {
-        import_bytes(&image[..length].to_vec()).unwrap_err();
+        import_bytes(&image[..length]).unwrap_err();
     }
 }
 

@@ -1,9 +1,9 @@
 use super::super::testing::{ALL_COMPRESSIONS, compress, cpio_archive};
 use super::*;
 
-fn import(file: &Vec<u8>) -> Result<(ImportedInitrd, Vec<u8>), ImportError> {
+fn import(file: &[u8]) -> Result<(ImportedInitrd, Vec<u8>), ImportError> {
     let mut written = Vec::new();
-    let initrd = import_initrd(file, &ImportOptions::default(), &mut written)?;
+    let initrd = import_initrd(&file, &ImportOptions::default(), &mut written)?;
     assert_eq!(initrd.length, written.len() as u64);
     assert_eq!(initrd.length, initrd.parts.iter().map(|p| p.unpacked_length).sum::<u64>());
     Ok((initrd, written))
@@ -12,7 +12,7 @@ fn import(file: &Vec<u8>) -> Result<(ImportedInitrd, Vec<u8>), ImportError> {
 #[test]
 fn microcode_first_then_the_compressed_main_archive() {
     let early = cpio_archive(&[0x11; 700]);
-    let main = cpio_archive(&[0x22; 300_000]);
+    let main = cpio_archive(&vec![0x22; 300_000]);
     let raw_length = early.len().next_multiple_of(512);
     for compression in ALL_COMPRESSIONS {
         let mut file = early.clone();
@@ -82,7 +82,7 @@ fn every_prefix_is_an_error() {
         file.extend_from_slice(&compress(compression, &archive));
         for length in 0..file.len() {
             // Between the two parts a ramdisk may end.
-            let result = import(&file[..length].to_vec());
+            let result = import(&file[..length]);
             assert_eq!(result.is_ok(), length == archive.len(), "{compression} cut at {length}");
         }
     }

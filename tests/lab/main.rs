@@ -1,0 +1,15 @@
+//! Tests that boot guests. They need a KVM that runs stock kernels: `scripts/test` runs them in
+//! the lab where the host's does not, with `--ignored`, because a plain `cargo test` has neither.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod console;
+mod cost;
+mod ends;
+mod guest;
+mod matrix;
+mod payload;
+mod peers;
+mod signals;

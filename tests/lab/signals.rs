@@ -1,0 +1,95 @@
+//! Ends from outside: nothing stays behind, and the terminal is as it was.
+
+use std::io::{BufRead, BufReader};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+use rustix::termios::{LocalModes, tcgetattr};
+
+use crate::common::Bench;
+
+/// A guest that says that it runs and then does nothing, for ever.
+fn hanging_guest(bench: &Bench, stdin: Stdio) -> Child {
+    bench.push("guest", "vmlinuz", "initrd-small.cpio.gz");
+    let mut child = bench
+        .vmm(&["boot", "--image", "guest", "--cmdline-append", "selftest.then=hang"])
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("selftest: ok")));
+    // Kept open: the guest goes on writing.
+    std::mem::forget(lines);
+    child
+}
+
+fn kill(child: &Child, signal: Signal) {
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+    kill_process(pid, signal).unwrap();
+}
+
+/// Whether any process has the store's folder in its command line or environment.
+fn processes_of(bench: &Bench) -> usize {
+    let store = bench.store().to_str().unwrap().to_owned();
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(|entry| std::fs::read(entry.unwrap().path().join("environ")).ok())
+        .filter(|environ| {
+            let value = format!("VMM_STORE={store}");
+            environ.split(|byte| *byte == 0).any(|variable| variable == value.as_bytes())
+        })
+        .count()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+#[ignore = "boots guests: scripts/test runs it in the lab"]
+fn signals_end_the_vm_with_their_own_codes() {
+    for (signal, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        let bench = Bench::new();
+        let mut child = hanging_guest(&bench, Stdio::null());
+        kill(&child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(processes_of(&bench), 0);
+        // No lock is left: gc takes the store for itself.
+        bench.expect(0, &["image", "gc"]);
+    }
+}
+
+#[test]
+#[ignore = "boots guests: scripts/test runs it in the lab"]
+fn a_kill_leaves_no_process_no_lock_and_a_sane_terminal() {
+    let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+    grantpt(&controller).unwrap();
+    unlockpt(&controller).unwrap();
+    let name = ptsname(&controller, Vec::new()).unwrap();
+    let terminal: OwnedFd = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap()
+        .into();
+    let line_mode = || tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ICANON);
+    assert!(line_mode());
+    for signal in [Signal::KILL, Signal::TERM] {
+        let bench = Bench::new();
+        let mut child = hanging_guest(&bench, Stdio::from(terminal.try_clone().unwrap()));
+        assert!(!line_mode(), "raw while the guest runs");
+        kill(&child, signal);
+        child.wait().unwrap();
+        wait_until("the terminal is not restored", line_mode);
+        wait_until("a process is left", || processes_of(&bench) == 0);
+        bench.expect(0, &["image", "gc"]);
+    }
+}
