@@ -6,15 +6,12 @@
 node=/run/lab/node
 . "$node/config"
 
-# Nodes start their command when they reach each other, or after half a minute.
-peer=1
-while [ "$peer" -le "$LAB_NODES" ]; do
+# Nodes start their command when they reach each other, or after half a minute for each.
+for peer in $([ "$LAB_NODES" = 1 ] || seq "$LAB_NODES"); do
     tries=30
     until [ "$tries" = 0 ] || ping -q -c 1 -W 1 "10.99.0.$peer" >/dev/null 2>&1; do
         tries=$((tries - 1))
     done
-    [ "$LAB_NODES" -gt 1 ] || break
-    peer=$((peer + 1))
 done
 
 if [ "$interactive" ]; then

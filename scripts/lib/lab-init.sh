@@ -5,9 +5,10 @@
 # kernel modules that the work in the lab needs, and hands over to lab-command.sh. Standalone
 # busybox: every command here is one of its own.
 
+node= # this node's part of the control folder
 fail() {
-    echo "lab: $*" >/dev/console
-    [ -d /control/node ] && echo "$*" >/control/node/failure
+    echo "lab: $*"
+    [ -d "$node" ] && echo "$*" >"$node/failure"
     sync
     poweroff -f
 }
@@ -51,14 +52,8 @@ chmod 755 /root/run
 mkdir -p /root/run/lock /root/run/lab/control /root/run/lab/home
 chmod 700 /root/run/lab/home
 
-held=0
-while read -r folder; do
-    held=$((held + 1))
-    mkdir -p "/root$folder"
-    mount --move "/held/$held" "/root$folder"
-done <"$node/exposed"
-mount_9p results "/root$results" cache=mmap
 mount --move /control /root/run/lab/control
+node=/root/run/lab/control/${node##*/}
 ln -s "control/${node##*/}" /root/run/lab/node
 
 mount -t proc proc /root/proc
@@ -77,7 +72,15 @@ ln -sf fd/1 /dev/stdout
 ln -sf fd/2 /dev/stderr
 mount --move /dev /root/dev
 
-wait "$loading"
+held=0
+while read -r folder; do
+    held=$((held + 1))
+    mkdir -p "/root$folder"
+    mount --move "/held/$held" "/root$folder"
+done <"$node/exposed"
+mount_9p results "/root$results" cache=mmap
+
+wait "$loading" || fail "not all kernel modules would load"
 hostname "lab$LAB_NODE"
 ip link set lo up
 if [ "$LAB_NODES" -gt 1 ]; then

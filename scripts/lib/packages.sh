@@ -37,7 +37,7 @@ package_refresh() {
         say "asking apt for fresh package lists"
         logged as_root apt-get update || return 1
         key=$(package_fetch "$name") || {
-            say "cannot get the package $name: does /etc/apt/sources.list name Debian's main archive?"
+            say "apt has no package $name: the lab and the guest images are made of Debian's own"
             return 1
         }
     fi
@@ -74,7 +74,7 @@ package_fetch() {
 package_unpack() {
     local tree=$2/tree
     (cd "$2" && logged apt-get download -q -o APT::Sandbox::User=root "$1") || return 1
-    mkdir "$tree"
+    mkdir "$tree" || return 1
     logged dpkg -x "$2"/*.deb "$tree" || return 1
     chmod 755 "$tree"
     if [[ $1 == linux-image-* ]]; then
@@ -141,10 +141,9 @@ copy_modules() {
         [[ -e $dir/$file ]] || continue # built in
         install -D -m 644 "$dir/$file" "$dest/lib/modules/$release/$file"
     done || return 1
-    find "$dest/lib/modules" -name '*.ko.xz' -exec xz -d {} +
-    find "$dest/lib/modules" -name '*.ko.zst' -exec zstd -dq --rm {} +
-    find "$dest/lib/modules" -name '*.ko.gz' -exec gzip -d {} +
-    cp "$dir"/modules.{order,builtin,builtin.modinfo} "$dest/lib/modules/$release/"
+    find "$dest/lib/modules" -name '*.ko.xz' -exec xz -d {} + || return 1
+    find "$dest/lib/modules" -name '*.ko.zst' -exec zstd -dq --rm {} + || return 1
+    cp "$dir"/modules.{order,builtin,builtin.modinfo} "$dest/lib/modules/$release/" || return 1
     logged depmod -b "$dest" "$release"
 }
 

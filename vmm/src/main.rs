@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Error;
 use clap::Parser;
 use vmm::cli::Cli;
 use vmm::machine::terminal;
@@ -20,9 +19,8 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
-            let exit = error.exit();
-            eprintln!("vmm: {:#}", Error::from(error));
-            ExitCode::from(exit.code())
+            eprintln!("vmm: {error}");
+            ExitCode::from(error.exit().code())
         }
     }
 }

@@ -12,7 +12,7 @@ use imgcache::image::name::ImageName;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{CliError, StoreOptions, open_store, print_json, size};
+use super::{CliError, StoreOptions, open_store, print_json, print_text, size};
 use crate::exit::{self, Exit};
 use crate::host::{self, footprint};
 use crate::loader::{self, RamdiskChoice};
@@ -261,14 +261,14 @@ impl BootCommand {
             print_json(report)?;
         }
         if self.ready_only && !self.json && !self.timings {
-            println!(
-                "{} is ready to boot after {:.1} ms: {} fetched, {} mapped, RAM in {}",
+            print_text(&format!(
+                "{} is ready to boot after {:.1} ms: {} fetched, {} mapped, RAM in {}\n",
                 report.image,
                 report.ready_ms,
                 size::show(report.load.bytes_fetched),
                 size::show(report.load.bytes_mapped),
                 report.memory_backing
-            );
+            ))?;
         }
         Ok(())
     }

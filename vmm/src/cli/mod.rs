@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use imgcache::client::LoadError;
+use imgcache::image::manifest::ManifestError;
 use imgcache::store::{Store, StoreError};
 
 use crate::exit::{self, Exit};
@@ -157,12 +158,13 @@ fn memory_exit(error: &MemoryError) -> Exit {
 }
 
 fn store_exit(error: &StoreError) -> Exit {
-    if matches!(error, StoreError::UnknownImage(_)) {
-        Exit::ImageNotFound
-    } else if error.is_damage() {
-        Exit::ImageDamaged
-    } else {
-        Exit::Failure
+    match error {
+        StoreError::UnknownImage(_) => Exit::ImageNotFound,
+        // Only names lead to manifests, so one of them lost its own.
+        StoreError::UnknownManifest(_) => Exit::ImageDamaged,
+        StoreError::InvalidImage { source: ManifestError::Cmdline(_), .. } => Exit::Usage,
+        error if error.is_damage() => Exit::ImageDamaged,
+        _ => Exit::Failure,
     }
 }
 
@@ -179,4 +181,15 @@ fn print_text(text: &str) -> Result<(), CliError> {
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|source| CliError::Output { what: "to standard output".into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_whose_manifest_is_gone_is_a_damaged_image() {
+        let id = "0".repeat(64).parse().unwrap();
+        assert_eq!(CliError::from(StoreError::UnknownManifest(id)).exit(), Exit::ImageDamaged);
+    }
 }

@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use imgcache::client::ImageClient;
 use imgcache::image::import::{ImportError, ImportOptions, ReadAt, import_kernel};
-use imgcache::image::manifest::{DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE};
+use imgcache::image::manifest::{
+    DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, ManifestError,
+};
 use imgcache::image::name::ImageName;
-use imgcache::store::{NewImage, PushOptions, PushReport, Store};
+use imgcache::store::{NewImage, PushOptions, PushReport, Store, StoreError};
 use serde::Serialize;
 
 use crate::cli::progress::Progress;
@@ -93,7 +95,7 @@ impl PushCommand {
         let progress = Progress::new("pushing", 0);
         let mut show = |done, total| progress.set(done, total);
         let options = PushOptions { drop_cache: true, progress: Some(&mut show) };
-        let push = store.push(&self.name, image, options)?;
+        let push = store.push(&self.name, image, options).map_err(|error| self.blame(error))?;
         drop(progress);
 
         let image = ImageClient::new(Box::new(store)).open(&self.name)?;
@@ -101,6 +103,22 @@ impl PushCommand {
         let notes = image.manifest().notes.clone();
         self.report(push, bytes_mappable, notes)?;
         Ok(Exit::Success)
+    }
+
+    /// What only a push finds out about a file is the file's fault, not the store's.
+    fn blame(&self, error: StoreError) -> CliError {
+        match error {
+            StoreError::Source { source, .. } if source.is::<ImportError>() => {
+                let file = self.initrd.as_ref().unwrap_or(&self.kernel);
+                CliError::Input { file: file.clone(), source }
+            }
+            // Of what is checked there, the command line alone does not come from the kernel.
+            StoreError::InvalidImage { source: ManifestError::Cmdline(_), .. } => error.into(),
+            StoreError::InvalidImage { source, .. } => {
+                CliError::Input { file: self.kernel.clone(), source: source.into() }
+            }
+            error => error.into(),
+        }
     }
 
     fn report(
@@ -137,6 +155,44 @@ fn input(path: &Path, error: ImportError) -> CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn push(initrd: Option<&str>) -> PushCommand {
+        PushCommand {
+            name: "a".parse().unwrap(),
+            kernel: "kernel".into(),
+            initrd: initrd.map(PathBuf::from),
+            cmdline: String::new(),
+            as_is: false,
+            chunk_size: DEFAULT_CHUNK_SIZE,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn a_bad_ramdisk_is_blamed_and_no_other_failure_to_read_it() {
+        let failure = |source| StoreError::Source {
+            image: "a".parse().unwrap(),
+            segment: 1,
+            offset: 0,
+            source,
+        };
+        let bad = failure(ImportError::EmptyRamdisk { length: 0 }.into());
+        let error = push(Some("ramdisk")).blame(bad);
+        assert_eq!(error.exit(), Exit::BadInput);
+        assert!(error.to_string().starts_with("ramdisk: the ramdisk is empty"), "{error}");
+        let other = push(Some("ramdisk")).blame(failure("no".into()));
+        assert_eq!(other.exit(), Exit::Failure);
+    }
+
+    #[test]
+    fn a_kernel_that_makes_no_image_is_blamed_and_for_a_command_line_the_user() {
+        let failure = |source| StoreError::InvalidImage { image: "a".parse().unwrap(), source };
+        let error = push(None).blame(failure(ManifestError::SegmentCount(65)));
+        assert_eq!(error.exit(), Exit::BadInput);
+        assert!(error.to_string().starts_with("kernel: "), "{error}");
+        let error = push(None).blame(failure(ManifestError::Cmdline("is too long".into())));
+        assert_eq!(error.exit(), Exit::Usage);
+    }
 
     #[test]
     fn chunk_sizes_are_powers_of_two_in_bounds() {

@@ -11,9 +11,10 @@ use serde::Serialize;
 use super::layout;
 use super::registers::Entry;
 
-/// What the kernel is told of the machine that it cannot find in ACPI tables: there is no PCI to
-/// probe for, and one serial port. Each probe would be an exit.
-pub const MACHINE_COMMAND_LINE: &str = "pci=off 8250.nr_uarts=1";
+/// What the kernel is told of the machine that it does not take from ACPI tables. There is no PCI
+/// to probe for and one serial port: each probe would be an exit. And it is restarted by ACPI:
+/// Linux takes hardware-reduced ACPI for a sign of EFI and, finding none, would jump into a BIOS.
+pub const MACHINE_COMMAND_LINE: &str = "pci=off 8250.nr_uarts=1 reboot=acpi";
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
