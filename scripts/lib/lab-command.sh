@@ -16,7 +16,8 @@ done
 
 if [ "$interactive" ]; then
     modprobe virtio_console
-    until [ -c /dev/hvc0 ]; do usleep 20000; done
+    # The file is there before the console behind it, which opens a little later.
+    until (: <>/dev/hvc0) 2>/dev/null; do usleep 20000; done
     # Held open, or the terminal would forget its size between stty and the shell.
     while read -r size <"$node/window"; do
         # shellcheck disable=SC2086 # four words: rows N columns M

@@ -105,12 +105,12 @@ set_clock() {
 
 # follow: waits for the end of all nodes, of the time, or of whoever reads our output; sets status.
 follow() {
-    local node ended result left=${#machines[@]} readers=("${relays[@]}")
+    local node ended result left=${#machines[@]}
     status=0
     while ((left > 0)); do
         result=0
         ended=''
-        wait -n -p ended "${machines[@]}" "${readers[@]}" ${clock:+"$clock"} || result=$?
+        wait -n -p ended "${machines[@]}" "${relays[@]}" ${clock:+"$clock"} || result=$?
         case " ${ended-} " in
             '  ') continue ;; # a signal with a trap: the window's size
             " $clock ")
@@ -119,9 +119,9 @@ follow() {
                 return
                 ;;
         esac
-        for node in "${!readers[@]}"; do
-            [[ ${readers[node]} == "$ended" ]] || continue
-            unset "readers[node]"
+        for node in "${!relays[@]}"; do
+            [[ ${relays[node]} == "$ended" ]] || continue
+            unset "relays[node]"
             if ((result != 0)); then
                 # Its reader is gone: end as a pipe's writer does.
                 status=141

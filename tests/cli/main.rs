@@ -1,1 +1,14 @@
+//! Tests of the program that run no guest: any host will do. Where it has no KVM at all, boots up
+//! to the guest's first instruction are only seen to be refused, and the tests say so.
 
+#[path = "../common/mod.rs"]
+mod common;
+
+mod boot;
+mod concurrent;
+mod exit_codes;
+mod generated;
+mod hostile;
+mod images;
+mod interrupted;
+mod support;
