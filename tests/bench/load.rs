@@ -1,7 +1,8 @@
 //! Time from process start to ready-to-boot, against reading the same files as other VMMs do.
 //!
 //! `scripts/bench load` runs it. The baseline is this program itself, started anew for each run:
-//! it maps fresh anonymous memory without huge pages and reads kernel and ramdisk into it.
+//! it maps fresh anonymous memory without huge pages and reads the ramdisk into it, and does nothing
+//! else. `vmm` loads the kernel as well, verifies everything, and makes the machine.
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
 use std::collections::BTreeMap;
@@ -30,9 +31,9 @@ struct Options {
     /// File for every figure.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Be the baseline: read these files into fresh memory.
-    #[arg(long, num_args = 1.., conflicts_with = "vmm")]
-    read: Vec<PathBuf>,
+    /// Be the baseline: read this file into fresh memory.
+    #[arg(long, conflicts_with = "vmm")]
+    read: Option<PathBuf>,
     /// Sizes of the ramdisks in MiB.
     sizes: Vec<u32>,
 }
@@ -49,8 +50,8 @@ const VARIANTS: &[(&str, Option<&[&str]>)] = &[
 
 fn main() {
     let options = Options::parse();
-    if !options.read.is_empty() {
-        return read_all(&options.read);
+    if let Some(file) = options.read {
+        return read_into_fresh_memory(&file);
     }
     let (vmm, images) = (options.vmm.unwrap(), options.images.unwrap());
     let store = tempfile::tempdir_in(store_folder()).unwrap();
@@ -68,8 +69,7 @@ fn main() {
             .stdout(Stdio::null())
             .status();
         assert!(push.unwrap().success());
-        let baseline = [images.join("vmlinux"), initrd];
-        results.extend(measure(&vmm, store.path(), &name, *size, &baseline, options.runs));
+        results.extend(measure(&vmm, store.path(), &name, *size, &initrd, options.runs));
     }
     if let Some(file) = options.json {
         std::fs::write(file, serde_json::to_string_pretty(&results).unwrap()).unwrap();
@@ -86,17 +86,13 @@ fn store_folder() -> PathBuf {
 }
 
 /// The baseline.
-fn read_all(files: &[PathBuf]) {
+fn read_into_fresh_memory(file: &Path) {
     // SAFETY: it only tells the kernel not to give this process transparent huge pages.
     assert_eq!(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) }, 0);
-    for file in files {
-        let mut file = File::open(file).unwrap();
-        let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
-        // Fresh, anonymous, private.
-        let memory =
-            GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), length)]).unwrap();
-        memory.read_exact_volatile_from(GuestAddress(0), &mut file, length).unwrap();
-    }
+    let mut file = File::open(file).unwrap();
+    let length = usize::try_from(file.metadata().unwrap().len()).unwrap();
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), length)]).unwrap();
+    memory.read_exact_volatile_from(GuestAddress(0), &mut file, length).unwrap();
 }
 
 /// One size, all variants in turn, `runs` times after a warm-up.
@@ -105,7 +101,7 @@ fn measure(
     store: &Path,
     image: &str,
     size: u32,
-    baseline: &[PathBuf; 2],
+    initrd: &Path,
     runs: usize,
 ) -> Vec<Value> {
     let mut samples: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
@@ -115,7 +111,7 @@ fn measure(
             let mut command = match arguments {
                 None => {
                     let mut command = Command::new(std::env::current_exe().unwrap());
-                    command.arg("--read").args(baseline);
+                    command.arg("--read").arg(initrd);
                     command
                 }
                 Some(arguments) => {

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,18 +14,29 @@ use crate::common::{Bench, guest_file, stderr};
 /// What takes longer hangs, however slow the host.
 const HANG: Duration = Duration::from_secs(120);
 
+/// Waits until `condition` holds, or for the end of `child`, whose status is then returned.
+pub fn wait_until(child: &mut Child, mut condition: impl FnMut() -> bool) -> Option<ExitStatus> {
+    let begun = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        if condition() {
+            return None;
+        }
+        if begun.elapsed() > HANG {
+            child.kill().unwrap();
+            panic!("{child:?} hangs");
+        }
+        sleep(Duration::from_micros(200));
+    }
+}
+
 /// Runs it to its end, which must come.
 pub fn finish(mut command: Command) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let begun = Instant::now();
     // What it prints fits into the pipes.
-    while child.try_wait().unwrap().is_none() {
-        if begun.elapsed() > HANG {
-            child.kill().unwrap();
-            panic!("{command:?} hangs");
-        }
-        sleep(Duration::from_millis(1));
-    }
+    wait_until(&mut child, || false);
     child.wait_with_output().unwrap()
 }
 

@@ -1,6 +1,7 @@
 //! What tests of the whole program share: the program, the guest images, a folder to work in.
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -14,6 +15,12 @@ pub fn guest_file(name: &str) -> PathBuf {
     let path = Path::new(&folder).join(name);
     assert!(path.exists(), "{} is missing: run the tests with scripts/test", path.display());
     path
+}
+
+/// The program: the one that scripts/test names (the release build, for what is measured), else
+/// the one built with the tests.
+fn program() -> OsString {
+    std::env::var_os("VMM_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm").into())
 }
 
 /// A store of its own, and the program to use it with.
@@ -38,7 +45,7 @@ impl Bench {
 
     /// The program, with this test's store and nothing on standard input.
     pub fn vmm(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        let mut command = Command::new(program());
         command.env("VMM_STORE", self.store()).args(arguments).stdin(Stdio::null());
         command
     }

@@ -71,6 +71,14 @@ pub enum TransportError {
         /// The host's error.
         source: io::Error,
     },
+    /// There is not one event for each queue.
+    #[error("The device has {queues} queues, but was given {events} events")]
+    EventCount {
+        /// How many queues it has.
+        queues: usize,
+        /// How many events there are.
+        events: usize,
+    },
 }
 
 /// A virtio device in a window of [`MMIO_LENGTH`] bytes.
@@ -108,17 +116,36 @@ impl<D: VirtioDevice> MmioTransport<D> {
         memory: GuestMemoryMmap,
         line: InterruptLine,
     ) -> Result<Self, TransportError> {
+        let event = |index| {
+            EventFd::new(EFD_NONBLOCK)
+                .map_err(|source| TransportError::QueueEvent { index, source })
+        };
+        let queue_events =
+            (0..device.queue_sizes().len()).map(event).collect::<Result<Vec<_>, _>>()?;
+        Self::with_queue_events(device, memory, line, queue_events)
+    }
+
+    /// As [`new`](Self::new), with events that exist already, one a queue: so that they can be
+    /// connected before there is memory to put a device on. They should not block.
+    ///
+    /// # Errors
+    /// The device's queue sizes are none of virtio's, or there is not one event for each queue.
+    pub fn with_queue_events(
+        device: D,
+        memory: GuestMemoryMmap,
+        line: InterruptLine,
+        queue_events: Vec<EventFd>,
+    ) -> Result<Self, TransportError> {
         let mut queues = Vec::new();
-        let mut queue_events = Vec::new();
         for (index, &size) in device.queue_sizes().iter().enumerate() {
             if !size.is_power_of_two() {
                 return Err(TransportError::QueueSize { index, size });
             }
             queues.push(QueueRegisters::new(size));
-            queue_events.push(
-                EventFd::new(EFD_NONBLOCK)
-                    .map_err(|source| TransportError::QueueEvent { index, source })?,
-            );
+        }
+        if queues.len() != queue_events.len() {
+            let (queues, events) = (queues.len(), queue_events.len());
+            return Err(TransportError::EventCount { queues, events });
         }
         Ok(Self {
             device,

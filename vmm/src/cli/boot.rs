@@ -20,8 +20,9 @@ use crate::machine::boot::{self, Protocol, ProtocolChoice};
 use crate::machine::layout::MAX_CPUS;
 use crate::machine::memory::{Backing, BackingChoice, GuestRam};
 use crate::machine::outcome::Outcome;
+use crate::machine::processors::Processors;
 use crate::machine::stats::KvmStats;
-use crate::machine::{BootSpec, Machine, MachineError, Processors};
+use crate::machine::{BootSpec, Machine, MachineError};
 
 /// Boot a microVM from an image, with the console on this terminal.
 ///
@@ -184,8 +185,7 @@ impl BootCommand {
         drop(progress);
         let landed = landed?;
         let processors = processors
-            .map_err(|_| MachineError::Failed("creating the processors panicked".into()))?
-            .map_err(MachineError::from)?;
+            .map_err(|_| MachineError::Failed("creating the processors panicked".into()))??;
         watch.phase("load");
 
         let command_line = self.command_line(&manifest.cmdline);

@@ -1,23 +1,41 @@
-//! Brings a freshly pushed image into the page cache in 2 MiB pages.
+//! Brings an image into the page cache in 2 MiB pages.
 //!
-//! What writing leaves in the page cache is in small pages, which a guest would have to fault in
-//! one by one. A push therefore drops them, and they are read back here through a mapping that
-//! asks for huge pages: on file systems with large folios (ext4 and XFS on recent kernels, huge
-//! tmpfs) the next boot maps them as they are. Elsewhere this is a read-ahead and no more.
+//! What writing or plain reading leaves in the page cache is in small pages, which a guest would
+//! have to fault in one by one. They are dropped and read back here through a mapping that asks
+//! for huge pages: on file systems with large folios (ext4 and XFS on recent kernels) the next boot
+//! maps them as they are. Elsewhere this is a read-ahead and no more.
 
 use std::os::fd::AsRawFd;
 
 use imgcache::client::Image;
 use imgcache::transport::MappableExtent;
+use rustix::fs::{Advice, fadvise};
 
 use crate::host::hugepages;
 use crate::machine::layout::HUGE_PAGE;
 
-/// Maps what can be mapped of `image` once; returns how many bytes are in 2 MiB pages.
-pub fn map_once(image: &Image) -> u64 {
-    image.mappable().iter().map(map_extent).sum()
+/// Brings what can be mapped of `image` into 2 MiB pages; returns how many bytes that should be,
+/// and how many it is.
+pub fn warm(image: &Image) -> (u64, u64) {
+    let extents = image.mappable();
+    let wanted = extents.iter().map(|extent| extent.length).sum();
+    (wanted, extents.iter().map(warm_extent).sum())
 }
 
+fn warm_extent(extent: &MappableExtent) -> u64 {
+    let huge = map_extent(extent);
+    if huge == extent.length {
+        return huge;
+    }
+    // Pages that a guest has mapped stay, and a file system may have none to drop.
+    let length = std::num::NonZero::new(extent.length);
+    match fadvise(&extent.file, extent.file_offset, length, Advice::DontNeed) {
+        Ok(()) => map_extent(extent),
+        Err(_) => huge,
+    }
+}
+
+/// Maps an extent once; returns how many bytes are in 2 MiB pages.
 fn map_extent(extent: &MappableExtent) -> u64 {
     let (Ok(length), Ok(huge)) = (usize::try_from(extent.length), usize::try_from(HUGE_PAGE))
     else {

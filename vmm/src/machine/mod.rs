@@ -14,30 +14,31 @@ pub mod kvm;
 pub mod layout;
 pub mod memory;
 pub mod outcome;
+pub mod processors;
 pub mod registers;
 pub mod stats;
 pub mod terminal;
 pub mod vcpu;
+pub mod wiring;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::{Bus, BusError};
-use devices::interrupt::InterruptLine;
 use devices::ioapic::{self, Ioapic};
 use devices::serial::{self, SerialConsole};
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use devices::{i8042, power, pvpanic};
-use kvm_ioctls::{IoEventAddress, Kvm, VcpuFd, VmFd};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use kvm_ioctls::VcpuFd;
 
 use self::acpi::VirtioWindow;
 use self::boot::{BootInfo, Protocol};
 use self::event::{EventReceiver, event_channel};
 use self::kvm::{KvmError, RouteTable};
-use self::memory::{GuestRam, RamRange};
+use self::memory::GuestRam;
 use self::outcome::Outcome;
+use self::processors::Processors;
 use self::registers::Entry;
 use self::stats::{KvmStats, StatsFile};
 use self::vcpu::Platform;
@@ -79,37 +80,6 @@ impl MachineError {
     }
 }
 
-/// The VM and its processors, before anything of the image is needed.
-#[derive(Debug)]
-pub struct Processors {
-    vm: Arc<VmFd>,
-    vcpus: Vec<VcpuFd>,
-    stats: Vec<StatsFile>,
-}
-
-impl Processors {
-    /// Creates the VM with `ram` in its slots, and `count` processors in their reset state.
-    ///
-    /// # Errors
-    /// KVM's refusal.
-    pub fn create(kvm: &Kvm, ram: &[RamRange], count: u8) -> Result<Self, KvmError> {
-        let vm = kvm::create_vm(kvm, ram)?;
-        let template = cpuid::template(kvm)?;
-        let mut stats: Vec<_> = StatsFile::open(vm.as_ref()).into_iter().collect();
-        let mut vcpus = Vec::with_capacity(usize::from(count));
-        for cpu in 0..count {
-            let doing = |what: &str| KvmError::doing(format!("{what} vCPU {cpu}"));
-            let vcpu = vm.create_vcpu(u64::from(cpu)).map_err(doing("create"))?;
-            vcpu.set_cpuid2(&cpuid::for_vcpu(&template, cpu, count)?)
-                .map_err(doing("describe the processor to"))?;
-            registers::set_msrs(kvm, &vcpu)?;
-            stats.extend(StatsFile::open(&vcpu));
-            vcpus.push(vcpu);
-        }
-        Ok(Self { vm, vcpus, stats })
-    }
-}
-
 /// A machine whose first processor is about to enter the kernel.
 #[derive(Debug)]
 pub struct Machine {
@@ -136,7 +106,7 @@ impl Machine {
         boot: &BootSpec<'_>,
         output: Box<dyn Write + Send>,
     ) -> Result<Self, MachineError> {
-        let Processors { vm, vcpus, stats } = processors;
+        let Processors { vm, vcpus, stats, wiring } = processors;
         let (sender, events) = event_channel().map_err(MachineError::system("make an eventfd"))?;
         let (mut ports, mut memory) = (Bus::default(), Bus::default());
 
@@ -144,8 +114,7 @@ impl Machine {
             Arc::new(Mutex::new(Ioapic::new(RouteTable::new(vm.clone()), layout::GSI_COUNT)));
         memory.insert("I/O APIC", ioapic::IOAPIC_BASE, ioapic::IOAPIC_LENGTH, ioapic.clone())?;
 
-        let line = interrupt_line(&vm, serial::COM1_IRQ)?;
-        let serial = Arc::new(Mutex::new(SerialConsole::new(line, output)));
+        let serial = Arc::new(Mutex::new(SerialConsole::new(wiring.serial, output)));
         ports.insert("serial", serial::COM1_BASE, serial::COM1_LENGTH, serial.clone())?;
         let i8042 = Arc::new(Mutex::new(i8042::I8042::new(sender.sink())));
         ports.insert("i8042", i8042::I8042_BASE, i8042::I8042_LENGTH, i8042)?;
@@ -154,8 +123,14 @@ impl Machine {
         let power = Arc::new(Mutex::new(power::Power::new(sender.sink())));
         ports.insert("power", layout::POWER_PORTS, power::WINDOW_LENGTH, power)?;
 
-        let window = VirtioWindow { base: layout::VIRTIO_MMIO.start, gsi: layout::VIRTIO_GSI };
-        let rng = virtio_rng(&vm, &ram, window)?;
+        let rng = MmioTransport::with_queue_events(
+            Rng::new(),
+            ram.memory().clone(),
+            wiring.rng,
+            wiring.rng_queues,
+        )?;
+        let rng = Arc::new(Mutex::new(rng));
+        let window = wiring::RNG;
         memory.insert("virtio-rng", window.base, mmio::MMIO_LENGTH, rng.clone())?;
 
         write_boot_structures(&ram, entry, boot, vcpus.len(), &[window])?;
@@ -224,31 +199,4 @@ fn write_boot_structures(
     registers::write_gdt(memory, entry).map_err(boot::BootError::from)?;
     registers::write_page_tables(memory).map_err(boot::BootError::from)?;
     Ok(())
-}
-
-fn event_fd() -> Result<EventFd, MachineError> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::system("make an eventfd"))
-}
-
-/// An interrupt line that goes straight from its event into the guest.
-fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<InterruptLine, MachineError> {
-    let event = event_fd()?;
-    vm.register_irqfd(&event, gsi)
-        .map_err(KvmError::doing(format!("connect interrupt line {gsi}")))?;
-    Ok(InterruptLine::new(event))
-}
-
-fn virtio_rng(
-    vm: &VmFd,
-    ram: &GuestRam,
-    window: VirtioWindow,
-) -> Result<Arc<Mutex<MmioTransport<Rng>>>, MachineError> {
-    let line = interrupt_line(vm, window.gsi)?;
-    let rng = MmioTransport::new(Rng::new(), ram.memory().clone(), line)?;
-    let notify = IoEventAddress::Mmio(window.base + mmio::QUEUE_NOTIFY_OFFSET);
-    for (queue, event) in (0u32..).zip(rng.queue_events()) {
-        vm.register_ioevent(event, &notify, queue)
-            .map_err(KvmError::doing("connect a virtio queue"))?;
-    }
-    Ok(Arc::new(Mutex::new(rng)))
 }

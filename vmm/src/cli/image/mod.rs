@@ -6,6 +6,7 @@ mod ls;
 mod push;
 mod rm;
 mod verify;
+mod warm;
 
 use clap::{Args, Subcommand};
 
@@ -26,6 +27,7 @@ enum Command {
     Ls(ls::LsCommand),
     Inspect(inspect::InspectCommand),
     Verify(verify::VerifyCommand),
+    Warm(warm::WarmCommand),
     Rm(rm::RmCommand),
     Gc(gc::GcCommand),
 }
@@ -37,6 +39,7 @@ impl ImageCommand {
             Command::Ls(command) => command.run(store),
             Command::Inspect(command) => command.run(store),
             Command::Verify(command) => command.run(store),
+            Command::Warm(command) => command.run(store),
             Command::Rm(command) => command.run(store),
             Command::Gc(command) => command.run(store),
         }

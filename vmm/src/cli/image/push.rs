@@ -74,8 +74,8 @@ struct Report<'a> {
     name: &'a ImageName,
     #[serde(flatten)]
     push: PushReport,
-    /// Bytes that the host now has in pages of 2 MiB, ready to be mapped.
-    bytes_mappable: u64,
+    /// Bytes of the ramdisk that the host now has in 2 MiB pages, ready to be mapped.
+    bytes_in_huge_pages: u64,
     notes: Vec<String>,
 }
 
@@ -99,9 +99,9 @@ impl PushCommand {
         drop(progress);
 
         let image = ImageClient::new(Box::new(store)).open(&self.name)?;
-        let bytes_mappable = warm::map_once(&image);
+        let (_, bytes_in_huge_pages) = warm::warm(&image);
         let notes = image.manifest().notes.clone();
-        self.report(push, bytes_mappable, notes)?;
+        self.report(push, bytes_in_huge_pages, notes)?;
         Ok(Exit::Success)
     }
 
@@ -124,11 +124,11 @@ impl PushCommand {
     fn report(
         &self,
         push: PushReport,
-        bytes_mappable: u64,
+        bytes_in_huge_pages: u64,
         notes: Vec<String>,
     ) -> Result<(), CliError> {
         if self.json {
-            return print_json(&Report { name: &self.name, push, bytes_mappable, notes });
+            return print_json(&Report { name: &self.name, push, bytes_in_huge_pages, notes });
         }
         let notes: String = notes.iter().map(|note| format!("  {note}\n")).collect();
         print_text(&format!(

@@ -1,0 +1,73 @@
+//! The wires between KVM and the devices: interrupt lines and queue notifications, each an event.
+//!
+//! KVM waits for a grace period of its bus when a notification is connected (6 ms at times), so it
+//! is done beside the load, before there are devices.
+
+use devices::interrupt::InterruptLine;
+use devices::serial;
+use devices::virtio::mmio;
+use kvm_ioctls::{IoEventAddress, VmFd};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::acpi::VirtioWindow;
+use super::kvm::KvmError;
+use super::{MachineError, layout};
+
+/// Where the entropy device is.
+pub const RNG: VirtioWindow =
+    VirtioWindow { base: layout::VIRTIO_MMIO.start, gsi: layout::VIRTIO_GSI };
+/// How many queues it has.
+const RNG_QUEUES: u32 = 1;
+
+/// The devices' ends of the wires.
+#[derive(Debug)]
+pub struct Wiring {
+    /// The serial port's interrupt.
+    pub serial: InterruptLine,
+    /// The entropy device's interrupt.
+    pub rng: InterruptLine,
+    /// The notifications of the entropy device's queues.
+    pub rng_queues: Vec<EventFd>,
+}
+
+impl Wiring {
+    /// Connects all of them.
+    ///
+    /// # Errors
+    /// KVM's refusal, or no more file descriptors.
+    pub fn connect(vm: &VmFd) -> Result<Self, MachineError> {
+        Ok(Self {
+            serial: interrupt_line(vm, serial::COM1_IRQ)?,
+            rng: interrupt_line(vm, RNG.gsi)?,
+            rng_queues: queue_events(vm, RNG, RNG_QUEUES)?,
+        })
+    }
+}
+
+fn event_fd() -> Result<EventFd, MachineError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(MachineError::system("make an eventfd"))
+}
+
+/// An interrupt line that goes straight from its event into the guest.
+fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<InterruptLine, MachineError> {
+    let event = event_fd()?;
+    vm.register_irqfd(&event, gsi)
+        .map_err(KvmError::doing(format!("connect interrupt line {gsi}")))?;
+    Ok(InterruptLine::new(event))
+}
+
+/// Events that the guest's notifications of queues signal without an exit to this process.
+fn queue_events(
+    vm: &VmFd,
+    window: VirtioWindow,
+    queues: u32,
+) -> Result<Vec<EventFd>, MachineError> {
+    let address = IoEventAddress::Mmio(window.base + mmio::QUEUE_NOTIFY_OFFSET);
+    let connect = |queue: u32| {
+        let event = event_fd()?;
+        vm.register_ioevent(&event, &address, queue)
+            .map_err(KvmError::doing("connect a virtio queue"))?;
+        Ok(event)
+    };
+    (0..queues).map(connect).collect()
+}
