@@ -78,9 +78,8 @@ fn main() {
 
 /// A file system on disk: shared memory would not be what a store is on.
 fn store_folder() -> PathBuf {
-    let folder = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).unwrap_or_else(|| {
-        Path::new(&std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache")
-    });
+    let home = || Path::new(&std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+    let folder = std::env::var_os("XDG_CACHE_HOME").map_or_else(home, PathBuf::from);
     std::fs::create_dir_all(&folder).unwrap();
     folder
 }

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     match cli.run() {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
-            eprintln!("vmm: {error}");
+            vmm::cli::say(&format!("vmm: {error}\n"));
             ExitCode::from(error.exit().code())
         }
     }

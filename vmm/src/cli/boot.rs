@@ -1,7 +1,6 @@
 //! `vmm boot`: from a name to a running guest.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -12,7 +11,7 @@ use imgcache::image::name::ImageName;
 use serde::Serialize;
 
 use super::progress::Progress;
-use super::{CliError, StoreOptions, open_store, print_json, print_text, size};
+use super::{CliError, StoreOptions, open_store, print_json, print_text, say, size};
 use crate::exit::{self, Exit};
 use crate::host::{self, footprint};
 use crate::loader::{self, RamdiskChoice};
@@ -221,7 +220,7 @@ impl BootCommand {
         let overhead_bytes = overhead();
         let exit = Exit::from(&outcome);
         if exit != Exit::Success {
-            eprintln!("vmm: {outcome}");
+            say(&format!("vmm: {outcome}\n"));
         }
         let run_ms = milliseconds(begun.elapsed());
         report.guest = Some(GuestReport { outcome, run_ms, kvm, overhead_bytes });
@@ -244,7 +243,7 @@ impl BootCommand {
     /// Shows the report in the ways that were asked for.
     fn publish(&self, report: &Report) -> Result<(), CliError> {
         if self.timings {
-            eprint!("{}", table(report));
+            say(&table(report));
         }
         let text = || serde_json::to_string(report).map_err(std::io::Error::from);
         if let Some(file) = &self.report {
@@ -255,8 +254,8 @@ impl BootCommand {
             })?;
         }
         if self.json && report.guest.is_some() {
-            let write = || writeln!(std::io::stderr(), "{}", text()?);
-            write().map_err(|source| CliError::Output { what: "the report".into(), source })?;
+            let output = |source| CliError::Output { what: "the report".into(), source };
+            say(&(text().map_err(output)? + "\n"));
         } else if self.json {
             print_json(report)?;
         }

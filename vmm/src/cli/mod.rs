@@ -175,6 +175,12 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), CliError> {
     print_text(&format!("{text}\n"))
 }
 
+/// Prints to standard error. If nobody listens there, that changes nothing of how a command ends.
+pub fn say(text: &str) {
+    use std::io::Write;
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
 /// Prints to standard output; a reader that has gone is an error, not a panic.
 fn print_text(text: &str) -> Result<(), CliError> {
     use std::io::Write;

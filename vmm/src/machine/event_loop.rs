@@ -1,6 +1,7 @@
 //! The loop of the main thread: console input, signals, queue notifications, the guest's end.
 
 use std::cell::{Cell, RefCell};
+use std::io::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -270,7 +271,10 @@ impl ConsoleInput {
         };
         match self.filter.filter(&buffer[..count], &mut self.pending) {
             Some(Wish::Quit) => self.verdict.end(Outcome::Quit),
-            Some(Wish::Help) => eprint!("{}", escape::HELP),
+            Some(Wish::Help) => {
+                // A console that is not shown needs no help.
+                let _ = std::io::stderr().write_all(escape::HELP.as_bytes());
+            }
             None => {}
         }
         true

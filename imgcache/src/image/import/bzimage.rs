@@ -141,7 +141,7 @@ pub(super) fn import(
     })
 }
 
-/// The kernel's version string, where the header points to one.
+/// The kernel's release, the first word of its version string, where the header points to one.
 fn read_version(source: Source<'_>, header: &SetupHeader) -> Result<Option<String>, ImportError> {
     let pointer = u64::from(header.u16(0x20e));
     let start = pointer + SECTOR;
@@ -152,7 +152,7 @@ fn read_version(source: Source<'_>, header: &SetupHeader) -> Result<Option<Strin
     let bytes = source.bytes("the kernel version", start, length)?;
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     let text = String::from_utf8_lossy(text).replace(char::is_control, " ");
-    Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty()))
+    Ok(text.split_whitespace().next().map(str::to_owned))
 }
 
 /// Takes `vmlinux` out of the protected-mode kernel.

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, say, size};
 use crate::exit::Exit;
 
 /// List the images.
@@ -44,7 +44,7 @@ impl LsCommand {
                 ))?;
             }
             for image in &unreadable {
-                eprintln!("vmm: image '{}': {}", image.name, image.error);
+                say(&format!("vmm: image '{}': {}\n", image.name, image.error));
             }
         }
         Ok(if unreadable.is_empty() { Exit::Success } else { Exit::ImageDamaged })

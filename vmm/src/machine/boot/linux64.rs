@@ -123,7 +123,7 @@ mod tests {
         let page: boot_params = memory.read_obj(GuestAddress(layout::ZERO_PAGE)).unwrap();
         let hdr = page.hdr;
         assert_eq!({ hdr.header }, HEADER_MAGIC);
-        assert_eq!(u64::from({ hdr.cmd_line_ptr }), layout::COMMAND_LINE);
+        assert_eq!(u64::from(hdr.cmd_line_ptr), layout::COMMAND_LINE);
         assert_eq!(({ hdr.ramdisk_image }, { page.ext_ramdisk_image }), (0x2000_0000, 1));
         assert_eq!({ hdr.ramdisk_size }, 0x10);
         let mut text = [0u8; 14];

@@ -34,7 +34,7 @@ fn the_payload_of_every_compression_becomes_the_kernel() {
         assert_eq!(kernel.setup_header.as_deref(), Some(&image[0x1f1..0x26c]));
         assert_eq!((kernel.initrd_addr_max, kernel.cmdline_max), (0x7fff_ffff, 2047));
         assert!(kernel.can_load_initrd_above_4g);
-        assert_eq!(kernel.version.as_deref(), Some("6.1.0-test (builder@host) #1 SMP"));
+        assert_eq!(kernel.version.as_deref(), Some("6.1.0-test"));
         let notes = kernel.notes.join("\n");
         assert!(notes.contains("protocol 2.15"), "{notes}");
         assert!(notes.contains(&format!("unpacked the {compression} payload at 0x820")), "{notes}");
@@ -171,6 +171,6 @@ fn a_bomb_stops_at_the_limit() {
 fn the_version_is_optional_and_printable() {
     assert_eq!(import(&changed(0x20e, &[0, 0])).unwrap().version.as_deref(), Some("6.1.0-test"));
     assert!(import(&changed(0x20e, &[0xff, 0xff])).is_ok());
-    let odd = import(&changed(0x280, b"6.1\n\x1b[1m\xff\0")).unwrap();
-    assert_eq!(odd.version.as_deref(), Some("6.1  [1m\u{fffd}"));
+    let odd = import(&changed(0x280, b"\n\x1b[1m\xff \0")).unwrap();
+    assert_eq!(odd.version.as_deref(), Some("[1m\u{fffd}"));
 }
