@@ -17,7 +17,7 @@ use crate::host::{self, footprint};
 use crate::loader::{self, RamdiskChoice};
 use crate::machine::boot::{self, Protocol, ProtocolChoice};
 use crate::machine::layout::MAX_CPUS;
-use crate::machine::memory::{Backing, BackingChoice, GuestRam};
+use crate::machine::memory::{Backing, BackingChoice, GuestRam, RamRange};
 use crate::machine::outcome::Outcome;
 use crate::machine::processors::Processors;
 use crate::machine::stats::KvmStats;
@@ -164,10 +164,7 @@ impl BootCommand {
         watch.phase("memory");
 
         let slots = ram.ranges().to_vec();
-        let guest: Vec<_> = slots
-            .iter()
-            .map(|slot| slot.host..slot.host + (slot.guest.end - slot.guest.start))
-            .collect();
+        let guest: Vec<_> = slots.iter().map(RamRange::host).collect();
         let overhead = || self.wants_report().then(|| footprint::resident_except(&guest)).flatten();
         let progress = Progress::new("loading", manifest.data_bytes());
         let options = loader::Options {

@@ -37,7 +37,7 @@ impl KvmError {
 
 /// A VM with all its RAM in slots and its interrupt controllers made.
 ///
-/// `ram` must stay mapped for as long as a vCPU of the VM runs.
+/// Whoever runs a vCPU of it keeps `ram` until that has stopped.
 ///
 /// # Errors
 /// What KVM refused.
@@ -65,23 +65,34 @@ pub fn create_vm(kvm: &Kvm, ram: &[RamRange]) -> Result<Arc<VmFd>, KvmError> {
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(KvmError::doing("place the identity map"))?;
     }
-    for (slot, range) in (0u32..).zip(ram) {
-        let region = kvm_userspace_memory_region {
-            slot,
-            flags: 0,
-            guest_phys_addr: range.guest.start,
-            memory_size: range.guest.end - range.guest.start,
-            userspace_addr: range.host,
-        };
-        // SAFETY: the range is mapped for as long as the `GuestRam` it comes from lives, and a
-        // machine stops its vCPUs before it drops that. Nothing but guest RAM lies in it.
-        unsafe { vm.set_user_memory_region(region) }
-            .map_err(KvmError::doing(format!("add the memory slot at {:#x}", range.guest.start)))?;
-    }
+    add_slots(&vm, ram)?;
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
     cap.args[0] = u64::from(layout::GSI_COUNT);
     vm.enable_cap(&cap).map_err(KvmError::doing("split the interrupt controller"))?;
     Ok(Arc::new(vm))
+}
+
+/// Gives `vm` its RAM. Whoever runs a vCPU of it keeps `ram` until that has stopped.
+///
+/// # Errors
+/// What KVM refused.
+pub fn add_slots(vm: &VmFd, ram: &[RamRange]) -> Result<(), KvmError> {
+    for (slot, range) in (0u32..).zip(ram) {
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags: 0,
+            guest_phys_addr: range.guest().start,
+            memory_size: range.guest().end - range.guest().start,
+            userspace_addr: range.host().start,
+        };
+        // SAFETY: nothing but guest RAM lies in the range, and it is mapped for as long as the
+        // range lives: `Processors` and then `Machine` have it, and stop the vCPUs before.
+        unsafe { vm.set_user_memory_region(region) }.map_err(KvmError::doing(format!(
+            "add the memory slot at {:#x}",
+            range.guest().start
+        )))?;
+    }
+    Ok(())
 }
 
 /// Keeps KVM's routes from interrupt lines to messages equal to the I/O APIC's table.

@@ -126,25 +126,36 @@ impl Drop for Reservation {
     }
 }
 
-/// One range of guest RAM, as a KVM memory slot wants it.
+/// One range of guest RAM, as a KVM memory slot wants it. It stays mapped for as long as this, or
+/// a clone of it, lives.
 #[derive(Debug, Clone)]
 pub struct RamRange {
+    guest: Range<u64>,
+    host: u64,
+    _mapping: Arc<Reservation>,
+}
+
+impl RamRange {
     /// Where the guest sees it.
-    pub guest: Range<u64>,
-    /// Its address in this process: congruent to `guest.start` modulo 2 MiB.
-    pub host: u64,
+    pub fn guest(&self) -> Range<u64> {
+        self.guest.clone()
+    }
+
+    /// Where this process has it; congruent to where the guest sees it modulo 2 MiB.
+    pub fn host(&self) -> Range<u64> {
+        self.host..self.host + (self.guest.end - self.guest.start)
+    }
 }
 
 /// All RAM of one guest.
 #[derive(Debug)]
 pub struct GuestRam {
-    // Declared, and so dropped, before the reservations that it points into.
+    // Declared, and so dropped, before the ranges that it points into.
     memory: GuestMemoryMmap<()>,
     ranges: Vec<RamRange>,
     backing: Backing,
     size: u64,
     kept: Vec<Arc<File>>,
-    _reservations: Vec<Reservation>,
 }
 
 impl GuestRam {
@@ -159,15 +170,13 @@ impl GuestRam {
         let backing = decide(size, choice)?;
         let mut ranges = Vec::new();
         let mut regions = Vec::new();
-        let mut reservations = Vec::new();
         for guest in layout::ram_ranges(size) {
             let (reservation, host) = map_range(guest.end - guest.start, backing)?;
-            reservations.push(reservation);
             regions.push(region(&guest, host)?);
-            ranges.push(RamRange { guest, host: host as u64 });
+            ranges.push(RamRange { guest, host: host as u64, _mapping: Arc::new(reservation) });
         }
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Region(0))?;
-        Ok(Self { memory, ranges, backing, size, kept: Vec::new(), _reservations: reservations })
+        Ok(Self { memory, ranges, backing, size, kept: Vec::new() })
     }
 
     /// What the RAM is made of.
@@ -337,8 +346,8 @@ fn region(guest: &Range<u64>, host: *mut u8) -> Result<GuestRegionMmap<()>, Memo
     let builder = MmapRegionBuilder::new(size)
         .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
         .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
-    // SAFETY: `host` is a readable and writable mapping of `size` bytes that the reservation in
-    // the same `GuestRam` keeps until after the region is gone.
+    // SAFETY: `host` is a readable and writable mapping of `size` bytes that the range in the same
+    // `GuestRam` keeps until after the region is gone.
     let mapping = unsafe { builder.with_raw_mmap_pointer(host) }.build().map_err(|_| error())?;
     GuestRegionMmap::new(mapping, GuestAddress(guest.start)).ok_or_else(error)
 }
@@ -414,7 +423,7 @@ mod tests {
         let ram = GuestRam::new(4 << 30, BackingChoice::Small).unwrap();
         assert_eq!(ram.ranges().len(), 2);
         for range in ram.ranges() {
-            assert_eq!(range.host % HUGE_PAGE, range.guest.start % HUGE_PAGE);
+            assert_eq!(range.host().start % HUGE_PAGE, range.guest().start % HUGE_PAGE);
         }
     }
 

@@ -36,7 +36,7 @@ use self::acpi::VirtioWindow;
 use self::boot::{BootInfo, Protocol};
 use self::event::{EventReceiver, event_channel};
 use self::kvm::{KvmError, RouteTable};
-use self::memory::GuestRam;
+use self::memory::{GuestRam, RamRange};
 use self::outcome::Outcome;
 use self::processors::Processors;
 use self::registers::Entry;
@@ -91,6 +91,7 @@ pub struct Machine {
     events: EventReceiver,
     stats: Vec<StatsFile>,
     ram: GuestRam,
+    _slots: Vec<RamRange>,
 }
 
 impl Machine {
@@ -106,7 +107,7 @@ impl Machine {
         boot: &BootSpec<'_>,
         output: Box<dyn Write + Send>,
     ) -> Result<Self, MachineError> {
-        let Processors { vm, vcpus, stats, wiring } = processors;
+        let Processors { vm, vcpus, stats, wiring, ram: slots } = processors;
         let (sender, events) = event_channel().map_err(MachineError::system("make an eventfd"))?;
         let (mut ports, mut memory) = (Bus::default(), Bus::default());
 
@@ -139,7 +140,7 @@ impl Machine {
         }
         let platform =
             Platform { ports: Arc::new(ports), mmio: Arc::new(memory), ioapic, events: sender };
-        Ok(Self { vcpus, platform, serial, rng, events, stats, ram })
+        Ok(Self { vcpus, platform, serial, rng, events, stats, ram, _slots: slots })
     }
 
     /// Runs the guest until its life ends; standard input is its console.

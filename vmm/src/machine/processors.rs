@@ -17,6 +17,8 @@ pub struct Processors {
     pub(super) vcpus: Vec<VcpuFd>,
     pub(super) stats: Vec<StatsFile>,
     pub(super) wiring: Wiring,
+    /// What the slots refer to.
+    pub(super) ram: Vec<RamRange>,
 }
 
 impl Processors {
@@ -39,6 +41,6 @@ impl Processors {
             vcpus.push(vcpu);
         }
         let wiring = Wiring::connect(&vm)?;
-        Ok(Self { vm, vcpus, stats, wiring })
+        Ok(Self { vm, vcpus, stats, wiring, ram: ram.to_vec() })
     }
 }

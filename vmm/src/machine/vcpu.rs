@@ -52,7 +52,8 @@ pub fn start(vcpus: Vec<VcpuFd>, platform: &Platform) -> std::io::Result<Running
     register_signal_handler(kick_signal(), on_kick)?;
     let stop = Arc::new(AtomicBool::new(false));
     let (sender, done) = channel();
-    let mut threads = Vec::with_capacity(vcpus.len());
+    // Made first: should a thread not start, dropping it stops those that did.
+    let mut running = RunningVcpus { stop: stop.clone(), threads: Vec::new(), done };
     for (index, vcpu) in vcpus.into_iter().enumerate() {
         let (platform, stop, sender) = (platform.clone(), stop.clone(), sender.clone());
         let thread = std::thread::Builder::new()
@@ -62,9 +63,10 @@ pub fn start(vcpus: Vec<VcpuFd>, platform: &Platform) -> std::io::Result<Running
                 run(index, vcpu, &platform, &stop);
                 drop(sender);
             })?;
-        threads.push(thread);
+        running.threads.push(thread);
     }
-    Ok(RunningVcpus { stop, threads, done })
+    drop(sender);
+    Ok(running)
 }
 
 impl Drop for RunningVcpus {
