@@ -45,7 +45,10 @@ impl Bench {
 
     /// The program, with this test's store and nothing on standard input.
     pub fn vmm(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        // A test that was started in the background of a shell ignores SIGINT, and what it starts
+        // would too.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=INT,HUP,TERM").arg(program());
         command.env("VMM_STORE", self.store()).args(arguments).stdin(Stdio::null());
         command
     }
