@@ -1,6 +1,7 @@
 //! `vmm boot --ready-only`: the way from a name to the guest's first instruction, and its report.
 
 use serde_json::Value;
+use vmm::host::hugepages;
 
 use crate::common::{Bench, guest_file, stderr, stdout};
 use crate::support::{number, push, push_arguments, ready, ready_ends};
@@ -74,8 +75,7 @@ fn ram_is_made_of_what_was_asked_for() {
         assert_complete(&bench, "guest", &report);
     }
     let thp = ["--memory-backing", "thp"];
-    let modes = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
-    if modes.is_ok_and(|modes| !modes.contains("[never]")) {
+    if hugepages::transparent_enabled() {
         let Some(report) = ready(&bench, "guest", &thp) else { return };
         assert_eq!(report["memory_backing"], "thp");
         assert_complete(&bench, "guest", &report);

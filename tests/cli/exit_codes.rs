@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use vmm::machine::boot::MACHINE_COMMAND_LINE;
+
 use crate::common::{Bench, damage_a_pack, guest_file, stderr};
 use crate::support::{files, finish, push, push_arguments, ramdisk, ready, ready_ends};
 
@@ -59,13 +61,22 @@ fn an_image_that_is_not_there_is_3_and_named() {
 }
 
 #[test]
-fn a_store_that_is_not_there_is_1_and_named_and_not_made() {
+fn a_folder_that_is_no_store_is_1_and_named_and_stays_as_it_is() {
     let bench = Bench::new();
-    for verb in [&["ls"][..], &["verify"], &["gc"], &["rm", "guest"], &["inspect", "guest"]] {
+    std::fs::create_dir(bench.store()).unwrap();
+    for verb in [
+        &["ls"][..],
+        &["verify"],
+        &["gc"],
+        &["rm", "guest"],
+        &["inspect", "guest"],
+        &["warm", "guest"],
+    ] {
         let message = stderr(&bench.expect(1, &[&["image"], verb].concat()));
-        assert!(message.contains(bench.store().to_str().unwrap()), "{message}");
+        let words = format!("'{}' is not an image store", bench.store().display());
+        assert!(message.contains(&words), "{message}");
     }
-    assert!(!bench.store().exists());
+    assert!(bench.store().read_dir().unwrap().next().is_none());
 }
 
 /// Damages the largest pack, and has every way of loading, verifying and mending tell.
@@ -131,7 +142,9 @@ fn a_damaged_or_missing_table_is_4_and_named_and_another_push_mends_it() {
             }
             for arguments in [&["image", "inspect", "guest"][..], &["image", "gc"]] {
                 let output = bench.expect(4, arguments);
-                assert!(stderr(&output).contains(id), "{arguments:?}: {output:?}");
+                let message = stderr(&output);
+                assert!(message.contains("image 'guest' is damaged"), "{arguments:?}: {message}");
+                assert!(message.contains(id), "{arguments:?}: {message}");
             }
             bench.expect(4, &["image", "verify"]);
             if let Some(output) = ready_ends(&bench, 4, "guest", &[]) {
@@ -262,7 +275,17 @@ fn a_kernel_command_line_that_is_too_long_is_2_at_a_push_and_7_at_a_boot() {
     let mut arguments = push_arguments("guest", &kernel, &initrd);
     arguments.extend(["--cmdline", &text]);
     let message = stderr(&bench.expect(2, &arguments));
-    assert!(message.contains("5000 bytes long; this kernel takes 2047"), "{message}");
+    assert!(message.contains("has 5000 bytes"), "{message}");
+    assert!(message.contains("this kernel takes at most 2047 in all"), "{message}");
+
+    // At a boot, the machine's own words and a space come in front.
+    let most = 2047 - (MACHINE_COMMAND_LINE.len() + 1);
+    *arguments.last_mut().unwrap() = &text[..=most];
+    bench.expect(2, &arguments);
+    assert!(!bench.store().exists(), "it is told before anything is stored");
+    *arguments.last_mut().unwrap() = &text[..most];
+    bench.json(&arguments);
+    ready(&bench, "guest", &[]);
     push(&bench, "guest", &initrd);
     let Some(output) = ready_ends(&bench, 7, "guest", &["--cmdline-append", &text]) else { return };
     assert!(stderr(&output).contains("this kernel takes at most 2047"), "{output:?}");

@@ -41,7 +41,8 @@ fn a_pushed_image_is_listed_inspected_and_verified() {
     assert_eq!(number(&inspected["bytes_stored"]), bytes("new"));
     assert_eq!(length(&inspected["packs"]), 1);
     let manifest = &inspected["manifest"];
-    assert_eq!(manifest["cmdline"], "console=ttyS0 quiet panic=-1");
+    assert_eq!(pushed["notes"], manifest["notes"]);
+    assert_eq!(manifest["cmdline"], "console=ttyS0 quiet");
     assert_eq!(number(&manifest["chunk_size"]), CHUNK);
     assert!(manifest["kernel"]["entries"]["linux64"].is_u64(), "{manifest}");
     assert!(manifest["kernel"]["entries"]["pvh32"].is_u64(), "{manifest}");

@@ -8,6 +8,7 @@ mod common;
 mod boot;
 mod concurrent;
 mod exit_codes;
+mod fresh;
 mod generated;
 mod hostile;
 mod images;

@@ -11,5 +11,4 @@ mod ends;
 mod guest;
 mod matrix;
 mod payload;
-mod peers;
 mod signals;

@@ -1,6 +1,6 @@
 //! Ends from outside: nothing stays behind, and the terminal is as it was.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -67,9 +67,42 @@ fn signals_end_the_vm_with_their_own_codes() {
     }
 }
 
+/// The processor that writes waits, with the serial port; the loop must not wait with it.
 #[test]
 #[ignore = "boots guests: scripts/test runs it in the lab"]
-fn a_kill_leaves_no_process_no_lock_and_a_sane_terminal() {
+fn a_guest_whose_output_nobody_reads_can_be_ended() {
+    let bench = Bench::new();
+    bench.push("guest", "vmlinuz", "initrd-small.cpio.gz");
+    let mut child = bench
+        .vmm(&["boot", "--image", "guest", "--cmdline-append", "selftest.then=shell"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains("selftest: ok") {
+        assert_ne!(stdout.read_until(b'\n', &mut seen).unwrap(), 0);
+    }
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(b"yes\n").unwrap();
+    // Until the pipe is full and nothing comes any more.
+    std::thread::sleep(Duration::from_secs(5));
+    stdin.write_all(&[b'x'; 5000]).unwrap();
+    kill(&child, Signal::TERM);
+    wait_until("SIGTERM does not end it", || child_has_ended(&child));
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+}
+
+/// Whether it is a zombie by now.
+fn child_has_ended(child: &Child) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+    stat.rsplit_once(')').unwrap().1.trim_start().starts_with('Z')
+}
+
+#[test]
+#[ignore = "boots guests: scripts/test runs it in the lab"]
+fn a_kill_and_the_escape_leave_no_process_no_lock_and_a_sane_terminal() {
     let controller = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&controller).unwrap();
     unlockpt(&controller).unwrap();
@@ -82,11 +115,17 @@ fn a_kill_leaves_no_process_no_lock_and_a_sane_terminal() {
         .into();
     let line_mode = || tcgetattr(&terminal).unwrap().local_modes.contains(LocalModes::ICANON);
     assert!(line_mode());
-    for signal in [Signal::KILL, Signal::TERM] {
+    for signal in [Some(Signal::KILL), Some(Signal::TERM), None] {
         let bench = Bench::new();
         let mut child = hanging_guest(&bench, Stdio::from(terminal.try_clone().unwrap()));
         assert!(!line_mode(), "raw while the guest runs");
-        kill(&child, signal);
+        if let Some(signal) = signal {
+            kill(&child, signal);
+        } else {
+            // More than the serial port takes of a guest that reads nothing, then the escape.
+            rustix::io::write(&controller, &[b'x'; 1000]).unwrap();
+            rustix::io::write(&controller, b"\x01x").unwrap();
+        }
         child.wait().unwrap();
         wait_until("the terminal is not restored", line_mode);
         wait_until("a process is left", || processes_of(&bench) == 0);

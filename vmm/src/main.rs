@@ -8,7 +8,7 @@ use vmm::machine::terminal;
 
 fn main() -> ExitCode {
     // The terminal's guardian is this program too, and must start before all else.
-    if std::env::args().nth(1).as_deref() == Some(terminal::GUARDIAN_ARGUMENT) {
+    if std::env::args_os().nth(1).is_some_and(|first| first == terminal::GUARDIAN_ARGUMENT) {
         return match terminal::guard() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,

@@ -21,6 +21,9 @@ pub enum StoreError {
         /// The system's reason.
         source: io::Error,
     },
+    /// There is no such folder: nothing was ever pushed to it.
+    #[error("there is no image store yet: '{}' does not exist", .0.display())]
+    NoFolder(PathBuf),
     /// There is no store in this folder.
     #[error("'{}' is not an image store: {reason}", path.display())]
     NotAStore {
@@ -70,6 +73,14 @@ pub enum StoreError {
         /// What is wrong.
         source: ManifestError,
     },
+    /// What an image needs is missing, or not what it should be. Pushing it again mends it.
+    #[error("image '{image}' is damaged: {source}")]
+    DamagedImage {
+        /// Its name; others may need the same.
+        image: ImageName,
+        /// What is damaged, and where.
+        source: Box<StoreError>,
+    },
     /// The image that is pushed breaks a rule of manifests.
     #[error("image '{image}' cannot be stored: {source}")]
     InvalidImage {
@@ -95,7 +106,22 @@ pub enum StoreError {
 impl StoreError {
     /// Whether stored content is not what it was.
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Damaged { .. } | Self::DamagedManifest { .. })
+        matches!(
+            self,
+            Self::Damaged { .. } | Self::DamagedManifest { .. } | Self::DamagedImage { .. }
+        )
+    }
+
+    /// For `map_err`: it came of reading what `name` stands for, and says so if that is damaged.
+    pub(super) fn in_image(name: &ImageName) -> impl FnOnce(Self) -> Self {
+        let image = name.clone();
+        move |error| match error {
+            // Only names lead to manifests, so this one lost its own.
+            source if source.is_damage() || matches!(source, Self::UnknownManifest(_)) => {
+                Self::DamagedImage { image, source: source.into() }
+            }
+            error => error,
+        }
     }
 
     /// For `map_err`: the system refused `action` on `path`.

@@ -4,7 +4,7 @@
 //! of their packs: a pack in use is left as it is, unless all of it goes, for its content then
 //! lives until its last user closes it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
@@ -19,6 +19,7 @@ use super::index::{Index, PackedChunk};
 use super::layout::{Layout, remove, sync_folder};
 use super::locations::Locations;
 use super::pack::{PackId, Seal};
+use crate::image::name::ImageName;
 use crate::key::ManifestId;
 
 /// What is given back is in units of this, in bytes.
@@ -51,8 +52,8 @@ impl Store {
     ///
     /// # Errors
     /// If the store is in use for longer than it was waited, if the manifest or the locations of a
-    /// named image cannot be read (so that it is not known what that image needs; nothing is
-    /// removed then), or if something cannot be removed.
+    /// named image cannot be read (so that it is not known what that image needs; it is named, and
+    /// nothing is removed then), or if something cannot be removed.
     pub fn gc(&self) -> Result<GcReport, StoreError> {
         let _lock = self.layout.lock_exclusive(self.patience)?;
         let mut report = GcReport::default();
@@ -64,18 +65,24 @@ impl Store {
         Ok(report)
     }
 
-    fn named_manifests(&self) -> Result<HashSet<ManifestId>, StoreError> {
-        self.names()?.iter().map(|name| self.resolve(name)).collect()
+    /// Every manifest that has a name, with one of its names.
+    fn named_manifests(&self) -> Result<HashMap<ManifestId, ImageName>, StoreError> {
+        let named = |name: ImageName| {
+            let id = self.resolve(&name).map_err(StoreError::in_image(&name))?;
+            Ok((id, name))
+        };
+        self.names()?.into_iter().map(named).collect()
     }
 
     fn live_chunks(
         &self,
-        manifests: &HashSet<ManifestId>,
+        manifests: &HashMap<ManifestId, ImageName>,
     ) -> Result<HashMap<PackId, Live>, StoreError> {
         let mut live: HashMap<PackId, Live> = HashMap::new();
-        for id in manifests {
-            let manifest = self.manifest(id)?;
-            let locations = Locations::read(&self.layout, id, &manifest)?;
+        for (id, name) in manifests {
+            let manifest = self.manifest(id).map_err(StoreError::in_image(name))?;
+            let locations =
+                Locations::read(&self.layout, id, &manifest).map_err(StoreError::in_image(name))?;
             for (pack, chunk) in locations.packed(&manifest) {
                 live.entry(pack).or_default().insert(chunk.offset, chunk);
             }
@@ -95,7 +102,7 @@ impl Store {
 
     fn remove_manifests(
         &self,
-        live: &HashSet<ManifestId>,
+        live: &HashMap<ManifestId, ImageName>,
         report: &mut GcReport,
     ) -> Result<(), StoreError> {
         let folder = self.layout.manifests();
@@ -104,7 +111,7 @@ impl Store {
                 Some(id) => (id, false),
                 None => (name.as_str(), true),
             };
-            if id.parse().is_ok_and(|id| !live.contains(&id)) {
+            if id.parse().is_ok_and(|id| !live.contains_key(&id)) {
                 let path = folder.join(&name);
                 report.bytes_freed += allocated(&path);
                 remove(&path)?;

@@ -92,8 +92,13 @@ impl Store {
     /// Everything about one image.
     ///
     /// # Errors
-    /// [`StoreError::UnknownImage`] if there is none of that name; else what cannot be read.
+    /// [`StoreError::UnknownImage`] if there is none of that name, [`StoreError::DamagedImage`] if
+    /// it is damaged; else what cannot be read.
     pub fn inspect(&self, name: &ImageName) -> Result<Inspection, StoreError> {
+        self.inspect_undamaged(name).map_err(StoreError::in_image(name))
+    }
+
+    fn inspect_undamaged(&self, name: &ImageName) -> Result<Inspection, StoreError> {
         let id = self.resolve(name)?;
         let image = self.open_image(&id)?;
         let manifest = image.manifest();

@@ -85,9 +85,10 @@ impl Layout {
             Ok(text) => {
                 Err(not(format!("FORMAT is {:?}", String::from_utf8_lossy(&text).trim_end())))
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(not("it has no file FORMAT".to_owned()))
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(match root.try_exists() {
+                Ok(false) => StoreError::NoFolder(root.to_owned()),
+                _ => not("it has no file FORMAT".to_owned()),
+            }),
             Err(error) => Err(StoreError::io("read", &path)(error)),
         }
     }

@@ -60,7 +60,8 @@ impl Store {
     /// Opens the store in the folder `root`, which may be read-only.
     ///
     /// # Errors
-    /// If there is none.
+    /// [`StoreError::NoFolder`] if the folder is not there, [`StoreError::NotAStore`] if it is and
+    /// is none.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         Ok(Self { layout: Layout::open(root)?, patience: DEFAULT_PATIENCE })
     }

@@ -92,7 +92,7 @@ impl std::fmt::Debug for PushOptions<'_> {
 }
 
 /// What a push did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PushReport {
     /// The image's id.
     pub id: ManifestId,
@@ -112,6 +112,8 @@ pub struct PushReport {
     pub chunks_shared: u64,
     /// Number of chunks that are all zero.
     pub chunks_zero: u64,
+    /// What the import found worth telling; the manifest has it too.
+    pub notes: Vec<String>,
 }
 
 /// The points at which an interruption would leave something different behind.
@@ -243,7 +245,7 @@ impl Store {
         let id = ManifestId::of(&encoded);
         let chunks = intake.writer.finish(options.drop_cache)?;
         observer(Step::ChunksWritten)?;
-        let report = chunks.report(id);
+        let report = chunks.report(id, manifest.notes);
         self.publish(name, &id, &encoded, chunks, observer)?;
         Ok(report)
     }

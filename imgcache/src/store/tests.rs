@@ -129,7 +129,12 @@ fn names_come_and_go() {
 #[test]
 fn a_folder_is_a_store_only_if_it_says_so() {
     let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let error = Store::open(&missing).unwrap_err();
+    assert!(matches!(&error, StoreError::NoFolder(path) if *path == missing), "{error}");
+    assert!(!missing.exists());
     let error = Store::open(folder.path()).unwrap_err();
+    assert!(matches!(error, StoreError::NotAStore { .. }), "{error}");
     assert!(error.to_string().contains("no file FORMAT"), "{error}");
     Store::create(folder.path()).unwrap();
     Store::create(folder.path()).unwrap();
@@ -288,7 +293,7 @@ fn an_import_becomes_an_image() {
     let initrd = noise(2, MIB + 1);
     let as_is = ImportOptions { as_is: true, ..ImportOptions::default() };
     let new = NewImage::from_import(kernel.clone(), Some((&initrd, &as_is)), "quiet".into(), CHUNK);
-    push(&store, "a", new).unwrap();
+    let report = push(&store, "a", new).unwrap();
     assert_loads(&store, "a", &data, &initrd);
     let manifest = store.inspect(&name("a")).unwrap().manifest;
     assert_eq!((&manifest.kernel, &manifest.cmdline[..]), (&info, "quiet"));
@@ -296,6 +301,7 @@ fn an_import_becomes_an_image() {
         (manifest.segments[0].memory_length, manifest.notes[0].as_str()),
         (300_000, "kernel noted")
     );
+    assert_eq!(report.notes, manifest.notes);
     assert_eq!(manifest.initrd().map(|(index, _)| index), Some(1));
 
     // A ramdisk that is none fails the push, and the image stays as it was.

@@ -21,7 +21,7 @@ use crate::machine::memory::{Backing, BackingChoice, GuestRam, RamRange};
 use crate::machine::outcome::Outcome;
 use crate::machine::processors::Processors;
 use crate::machine::stats::KvmStats;
-use crate::machine::{BootSpec, Machine, MachineError};
+use crate::machine::{BootSpec, Life, Machine, MachineError};
 
 /// Boot a microVM from an image, with the console on this terminal.
 ///
@@ -64,8 +64,7 @@ pub struct BootCommand {
     #[arg(long)]
     verify_full: bool,
 
-    /// Do everything up to the first instruction of the guest, report, and end. Works on every
-    /// kind of KVM.
+    /// Do everything up to starting the processors, report, and end. Works on every kind of KVM.
     #[arg(long)]
     ready_only: bool,
 
@@ -92,7 +91,7 @@ struct Report {
     memory_bytes: u64,
     memory_backing: Backing,
     boot_protocol: Protocol,
-    /// Milliseconds from the start of this program until the guest could run.
+    /// Milliseconds from the start of the command until all was in place but the processors' threads.
     ready_ms: f64,
     phases: Vec<Phase>,
     load: LoadReport,
@@ -160,12 +159,10 @@ impl BootCommand {
 
         let mut ram = GuestRam::new(self.memory, self.memory_backing)?;
         let backing = ram.backing();
-        log::info!("guest RAM in {backing}");
         watch.phase("memory");
 
         let slots = ram.ranges().to_vec();
-        let guest: Vec<_> = slots.iter().map(RamRange::host).collect();
-        let overhead = || self.wants_report().then(|| footprint::resident_except(&guest)).flatten();
+        let guest_ranges: Vec<_> = slots.iter().map(RamRange::host).collect();
         let progress = Progress::new("loading", manifest.data_bytes());
         let options = loader::Options {
             verify: if self.verify_full { Verify::Full } else { Verify::Auto },
@@ -204,7 +201,7 @@ impl BootCommand {
             ready_ms: milliseconds(watch.begun.elapsed()),
             phases: watch.phases,
             load: landed.report,
-            overhead_bytes: overhead(),
+            overhead_bytes: footprint::resident_except(&guest_ranges),
             guest: None,
         };
         drop(image);
@@ -212,21 +209,25 @@ impl BootCommand {
             self.publish(&report)?;
             return Ok(Exit::Success);
         }
+        if !self.json {
+            say(&announcement(&report));
+        }
         let begun = Instant::now();
-        let (outcome, kvm) = machine.run()?;
-        let overhead_bytes = overhead();
+        let Life { outcome, kvm, overhead_bytes } = machine.run()?;
         let exit = Exit::from(&outcome);
         if exit != Exit::Success {
             say(&format!("vmm: {outcome}\n"));
         }
         let run_ms = milliseconds(begun.elapsed());
         report.guest = Some(GuestReport { outcome, run_ms, kvm, overhead_bytes });
-        self.publish(&report)?;
-        Ok(exit)
-    }
-
-    fn wants_report(&self) -> bool {
-        self.json || self.timings || self.report.is_some()
+        match self.publish(&report) {
+            // How the guest ended matters more than who was told.
+            Err(error) if exit != Exit::Success => {
+                say(&format!("vmm: {error}\n"));
+                Ok(exit)
+            }
+            published => published.map(|()| exit),
+        }
     }
 
     /// What the machine says of itself, then the image's words, then those of this boot: of
@@ -268,6 +269,17 @@ impl BootCommand {
         }
         Ok(())
     }
+}
+
+/// One line before the guest has the console.
+fn announcement(report: &Report) -> String {
+    format!(
+        "vmm: {} is ready after {:.1} ms, with {} in {}; Ctrl-A ? helps\n",
+        report.image,
+        report.ready_ms,
+        size::show(report.memory_bytes),
+        report.memory_backing
+    )
 }
 
 /// The report for people.

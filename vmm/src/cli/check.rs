@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use clap::Args;
+use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use super::{CliError, StoreOptions, print_json, print_text, size};
+use super::{CliError, HOW_TO_PUSH, StoreOptions, print_json, print_text, size};
 use crate::exit::Exit;
+use crate::host::kvm::HostError;
 use crate::host::{hugepages, kvm, limits};
 
 /// Check whether this host can boot guests, and how well.
@@ -59,15 +61,14 @@ impl Finding {
 
 impl CheckCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
-        let findings = [
-            device(),
-            kind(),
+        let mut findings = of_kvm(kvm::open());
+        findings.extend([
             hugetlb(),
             transparent(),
             transparent_shared(),
             memlock(),
             images(&store.path()?),
-        ];
+        ]);
         if self.json {
             print_json(&findings)?;
         } else {
@@ -88,10 +89,18 @@ fn show(finding: &Finding) -> String {
     format!("{:18}  {mark}: {}{fix}\n", finding.subject, finding.found)
 }
 
-fn device() -> Finding {
-    match kvm::open() {
-        Ok(_) => Finding::ok("KVM device", format!("{} can be used", kvm::DEVICE)),
-        Err(error) => Finding::fail("KVM device", error.to_string(), None),
+/// Without a device that can be used, what is behind it cannot be told.
+fn of_kvm(device: Result<Kvm, HostError>) -> Vec<Finding> {
+    match device {
+        Ok(device) => vec![
+            Finding::ok("KVM device", format!("{} can be used", kvm::DEVICE)),
+            kind(),
+            capabilities(&kvm::missing_capabilities(&device)),
+        ],
+        Err(error) => {
+            let fix = error.remedy().map(str::to_owned);
+            vec![Finding::fail("KVM device", error.found(), fix)]
+        }
     }
 }
 
@@ -105,6 +114,17 @@ fn kind() -> Finding {
         "KVM kind",
         format!("{kind}{nested}: stock kernels would hang; loading can be timed (--ready-only)"),
         Some("use a host with VT-x or SVM, or boot in the lab: scripts/lab run -- vmm boot".into()),
+    )
+}
+
+fn capabilities(missing: &[&str]) -> Finding {
+    if missing.is_empty() {
+        return Finding::ok("KVM capabilities", "all that machines are made with");
+    }
+    Finding::fail(
+        "KVM capabilities",
+        format!("machines cannot be made without: {}", missing.join(", ")),
+        Some("use a newer kernel on this host; Linux has had all of them since 4.11".into()),
     )
 }
 
@@ -133,7 +153,7 @@ fn transparent() -> Finding {
         Some(mode) => Finding::improve(
             "THP, anonymous",
             format!("{mode}: guests get 4 KiB pages"),
-            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+            format!("echo madvise > {}", hugepages::transparent_switch().display()),
         ),
         None => Finding::improve(
             "THP, anonymous",
@@ -174,7 +194,35 @@ fn images(store: &Path) -> Finding {
         Finding::improve(
             "image store",
             format!("{} does not exist yet", store.display()),
-            "push an image: vmm image push NAME --kernel FILE --initrd FILE",
+            format!("push an image: {HOW_TO_PUSH}"),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_used_is_all_that_is_told_of_kvm_and_how_to_mend_it() {
+        for error in [HostError::Missing, HostError::Forbidden] {
+            let (found, remedy) = (error.found(), error.remedy().unwrap());
+            let findings = of_kvm(Err(error));
+            let [finding] = &findings[..] else { panic!("{findings:?}") };
+            assert_eq!((finding.subject, finding.grade), ("KVM device", Grade::Fail));
+            assert_eq!((&finding.found, finding.fix.as_deref()), (&found, Some(remedy)));
+            assert!(
+                show(finding).ends_with(&format!("MISSING: {found}\n{:20}fix: {remedy}\n", ""))
+            );
+        }
+    }
+
+    #[test]
+    fn a_capability_that_is_missing_fails_and_is_named() {
+        assert_eq!(capabilities(&[]).grade, Grade::Ok);
+        let finding = capabilities(&["one", "other"]);
+        assert_eq!(finding.grade, Grade::Fail);
+        assert!(finding.found.ends_with(": one, other"), "{finding:?}");
+        assert!(finding.fix.is_some());
     }
 }

@@ -19,6 +19,7 @@ use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
 use crate::loader::LoaderError;
 use crate::machine::MachineError;
+use crate::machine::boot::BootError;
 use crate::machine::memory::MemoryError;
 
 /// Boots microVMs by image name, out of a cache of hashed chunks.
@@ -85,6 +86,9 @@ impl Cli {
     }
 }
 
+/// What to do where there are no images.
+const HOW_TO_PUSH: &str = "vmm image push NAME --kernel FILE --initrd FILE";
+
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -94,6 +98,22 @@ pub enum CliError {
     /// Of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// An image was asked for where nothing was ever pushed.
+    #[error("there are no images yet at '{}'; push one: {HOW_TO_PUSH}", .0.display())]
+    NoImages(PathBuf),
+    /// A kernel command line that no boot of the image could pass on.
+    #[error(
+        "the kernel command line has {length} bytes, and at each boot {own} more are put in front \
+         of it; this kernel takes at most {limit} in all"
+    )]
+    CommandLine {
+        /// Bytes of what the image is to have.
+        length: usize,
+        /// Bytes of the machine's own words, with the space behind them.
+        own: usize,
+        /// What the kernel takes, in bytes.
+        limit: u64,
+    },
     /// Of resolving or reading an image.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -129,6 +149,8 @@ impl CliError {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Host(_) => Exit::HostNotAble,
+            Self::NoImages(_) => Exit::ImageNotFound,
+            Self::CommandLine { .. } => Exit::Usage,
             Self::Memory(error) | Self::Loader(LoaderError::Memory(error)) => memory_exit(error),
             Self::Load(error) | Self::Loader(LoaderError::Load(error)) => match error {
                 LoadError::NotFound(_) => Exit::ImageNotFound,
@@ -137,7 +159,9 @@ impl CliError {
             },
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
-            Self::Machine(MachineError::Kvm(_)) => Exit::HostNotAble,
+            Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
+                Exit::HostNotAble
+            }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
             Self::Machine(_) | Self::Output { .. } => Exit::Failure,
@@ -145,14 +169,27 @@ impl CliError {
     }
 }
 
-/// Opens the store for reading; there must be one.
+/// Opens the store that an image is asked of; there must be one.
 fn open_store(options: &StoreOptions) -> Result<Store, CliError> {
-    Ok(Store::open(&options.path()?)?)
+    Store::open(&options.path()?).map_err(|error| match error {
+        StoreError::NoFolder(path) => CliError::NoImages(path),
+        error => error.into(),
+    })
+}
+
+/// Opens the store, if anything was ever pushed to it: where it is not there, it is empty.
+fn find_store(options: &StoreOptions) -> Result<Option<Store>, CliError> {
+    match Store::open(&options.path()?) {
+        Ok(store) => Ok(Some(store)),
+        Err(StoreError::NoFolder(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn memory_exit(error: &MemoryError) -> Exit {
     match error {
         MemoryError::Size(_) => Exit::Usage,
+        MemoryError::Range { .. } => Exit::DoesNotFit,
         _ => Exit::HostNotAble,
     }
 }
@@ -197,5 +234,23 @@ mod tests {
     fn a_name_whose_manifest_is_gone_is_a_damaged_image() {
         let id = "0".repeat(64).parse().unwrap();
         assert_eq!(CliError::from(StoreError::UnknownManifest(id)).exit(), Exit::ImageDamaged);
+    }
+
+    #[test]
+    fn what_the_host_has_not_and_what_the_machine_is_too_small_for_are_told_apart() {
+        let no_seed = BootError::Seed(std::io::Error::other("no entropy"));
+        let too_long = BootError::CommandLineTooLong { length: 5, limit: 4 };
+        let outside = || MemoryError::Range { start: 1 << 30, end: 1 << 31 };
+        for (error, exit) in [
+            (MachineError::from(no_seed).into(), Exit::HostNotAble),
+            (MachineError::from(too_long).into(), Exit::DoesNotFit),
+            (outside().into(), Exit::DoesNotFit),
+            (LoaderError::Memory(outside()).into(), Exit::DoesNotFit),
+            (MemoryError::NoTransparentHugePages.into(), Exit::HostNotAble),
+            (MemoryError::Size(1).into(), Exit::Usage),
+        ] {
+            let error: CliError = error;
+            assert_eq!(error.exit(), exit, "{error}");
+        }
     }
 }

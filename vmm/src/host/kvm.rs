@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kvm_ioctls::{Cap, Kvm};
 use serde::Serialize;
 
 /// The device that a VMM opens.
@@ -65,37 +66,79 @@ pub fn nested() -> bool {
     })
 }
 
-/// Why a VM cannot be run here.
+/// Why a VM cannot be run here; shown with the remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
     /// There is no such device.
-    #[error(
-        "{DEVICE} does not exist: load the module with 'modprobe kvm-intel' or 'modprobe kvm-amd'; \
-         if that fails, virtualization is off in the firmware, or this is a VM without nested \
-         virtualization"
-    )]
     Missing,
     /// It may not be opened.
-    #[error("{DEVICE} may not be opened: add this user to the group 'kvm', or run as root")]
     Forbidden,
     /// It is there and does not work.
-    #[error("{DEVICE} cannot be used: {0}")]
     Broken(std::io::Error),
     /// It runs only kernels built for it.
-    #[error(
-        "this host's KVM is of the PVM kind (module kvm_pvm), which runs only kernels built for \
-         PVM; a stock kernel would hang in it. Use a host with VT-x or SVM, try it in the emulated \
-         lab with 'scripts/lab run -- vmm boot ...', or stop short of the guest with --ready-only"
-    )]
     Pvm,
+}
+
+impl HostError {
+    /// What was found, without the remedy.
+    pub fn found(&self) -> String {
+        match self {
+            Self::Missing => format!("{DEVICE} does not exist"),
+            Self::Forbidden => format!("{DEVICE} may not be opened"),
+            Self::Broken(error) => format!("{DEVICE} cannot be used: {error}"),
+            Self::Pvm => "this host's KVM is of the PVM kind (module kvm_pvm), which runs only \
+                          kernels built for PVM; a stock kernel would hang in it"
+                .into(),
+        }
+    }
+
+    /// What to do about it, if that is known.
+    pub fn remedy(&self) -> Option<&'static str> {
+        match self {
+            Self::Missing => Some(
+                "load the module with 'modprobe kvm-intel' or 'modprobe kvm-amd'; if that fails, \
+                 virtualization is off in the firmware, or this is a VM without nested \
+                 virtualization",
+            ),
+            Self::Forbidden => Some("add this user to the group 'kvm', or run as root"),
+            Self::Broken(_) => None,
+            Self::Pvm => Some(
+                "use a host with VT-x or SVM, try it in the emulated lab with 'scripts/lab run -- \
+                 vmm boot ...', or stop short of the guest with --ready-only",
+            ),
+        }
+    }
+}
+
+impl std::fmt::Display for HostError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.found())?;
+        self.remedy().map_or(Ok(()), |remedy| write!(f, ": {remedy}"))
+    }
+}
+
+/// What every machine is made with, by name.
+const CAPABILITIES: [(Cap, &str); 3] = [
+    (Cap::SplitIrqchip, "split interrupt controller"),
+    (Cap::Irqfd, "interrupts by eventfd"),
+    (Cap::Ioeventfd, "notifications by eventfd"),
+];
+
+/// Which of the capabilities that every machine is made with this KVM lacks, by name.
+pub fn missing_capabilities(kvm: &Kvm) -> Vec<&'static str> {
+    missing_of(|cap| kvm.check_extension(cap))
+}
+
+fn missing_of(has: impl Fn(Cap) -> bool) -> Vec<&'static str> {
+    CAPABILITIES.into_iter().filter(|(cap, _)| !has(*cap)).map(|(_, name)| name).collect()
 }
 
 /// Opens the KVM device.
 ///
 /// # Errors
 /// The reason with its remedy.
-pub fn open() -> Result<kvm_ioctls::Kvm, HostError> {
-    let kvm = kvm_ioctls::Kvm::new().map_err(|error| {
+pub fn open() -> Result<Kvm, HostError> {
+    let kvm = Kvm::new().map_err(|error| {
         match std::io::Error::from(error) {
             e if e.kind() == std::io::ErrorKind::NotFound => HostError::Missing,
             e if e.kind() == std::io::ErrorKind::PermissionDenied => HostError::Forbidden,
@@ -138,5 +181,23 @@ mod tests {
         std::fs::create_dir(modules.path().join("kvm_pvm")).unwrap();
         assert_eq!(KvmKind::detect_in(modules.path()), KvmKind::Pvm);
         assert!(!KvmKind::Pvm.boots_stock_kernels());
+    }
+
+    #[test]
+    fn errors_are_shown_with_what_was_found_and_the_remedy() {
+        for error in [HostError::Missing, HostError::Forbidden, HostError::Pvm] {
+            let (found, remedy) = (error.found(), error.remedy().unwrap());
+            assert!(!found.contains(remedy), "{found}");
+            assert_eq!(error.to_string(), format!("{found}: {remedy}"));
+        }
+        let error = HostError::Broken(std::io::Error::other("no"));
+        assert_eq!(error.to_string(), "/dev/kvm cannot be used: no");
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert_eq!(missing_of(|_| true), [""; 0]);
+        let missing = missing_of(|cap| !matches!(cap, Cap::Irqfd | Cap::Ioeventfd));
+        assert_eq!(missing, ["interrupts by eventfd", "notifications by eventfd"]);
     }
 }

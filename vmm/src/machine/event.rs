@@ -19,25 +19,33 @@ pub enum MachineEvent {
 }
 
 /// Hands events to the event loop, from any thread.
+///
+/// Each kind of event is sent once: a guest can repeat what it does as fast as it likes.
 #[derive(Debug, Clone)]
 pub struct EventSender {
     events: Sender<MachineEvent>,
     wake: Arc<EventFd>,
-    ended: Arc<AtomicBool>,
+    sent: Arc<Sent>,
 }
 
-impl MachineEvent {
-    /// Whether nothing of the guest is to run after it.
-    fn is_end(&self) -> bool {
-        !matches!(self, Self::Guest(GuestEvent::Panicked | GuestEvent::CrashLoaded))
-    }
+/// What has been sent.
+#[derive(Debug, Default)]
+struct Sent {
+    panicked: AtomicBool,
+    crash_loaded: AtomicBool,
+    end: AtomicBool,
 }
 
 impl EventSender {
     /// Sends; an event loop that has ended does not need it any more.
     pub fn send(&self, event: MachineEvent) {
-        if event.is_end() {
-            self.ended.store(true, Ordering::Release);
+        let sent = match event {
+            MachineEvent::Guest(GuestEvent::Panicked) => &self.sent.panicked,
+            MachineEvent::Guest(GuestEvent::CrashLoaded) => &self.sent.crash_loaded,
+            _ => &self.sent.end,
+        };
+        if sent.swap(true, Ordering::AcqRel) {
+            return;
         }
         let _ = self.events.send(event);
         let _ = self.wake.write(1);
@@ -46,7 +54,7 @@ impl EventSender {
     /// Whether an event was sent after which nothing of the guest is to run: a guest that waits for
     /// its own end does so by exit after exit.
     pub fn ended(&self) -> bool {
-        self.ended.load(Ordering::Acquire)
+        self.sent.end.load(Ordering::Acquire)
     }
 
     /// The form in which devices want it.
@@ -72,6 +80,27 @@ pub struct EventReceiver {
 pub fn event_channel() -> std::io::Result<(EventSender, EventReceiver)> {
     let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
     let (sender, events) = channel();
-    let ended = Arc::new(AtomicBool::new(false));
-    Ok((EventSender { events: sender, wake: wake.clone(), ended }, EventReceiver { events, wake }))
+    let sent = Arc::default();
+    Ok((EventSender { events: sender, wake: wake.clone(), sent }, EventReceiver { events, wake }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_guest_repeats_is_sent_once() {
+        let (sender, receiver) = event_channel().unwrap();
+        let sink = sender.sink();
+        for _ in 0..3 {
+            sink(GuestEvent::Panicked);
+            assert!(!sender.ended());
+        }
+        sink(GuestEvent::Reset);
+        sink(GuestEvent::PowerOff);
+        assert!(sender.ended());
+        let seen: Vec<_> = receiver.events.try_iter().collect();
+        let guest = MachineEvent::Guest;
+        assert_eq!(seen, [guest(GuestEvent::Panicked), guest(GuestEvent::Reset)]);
+    }
 }

@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use serde::Serialize;
@@ -13,6 +12,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::layout::{self, HUGE_PAGE};
+use super::mapping::{self, Mapping};
 use crate::host::hugepages::{self, HugeTlbPool};
 
 /// What the command line asks for.
@@ -79,8 +79,8 @@ pub enum MemoryError {
     },
     /// Transparent huge pages were asked for and are off.
     #[error(
-        "transparent huge pages are off on this host; switch them on with: echo madvise > \
-         /sys/kernel/mm/transparent_hugepage/enabled"
+        "transparent huge pages are off on this host; switch them on with: echo madvise > {}",
+        hugepages::transparent_switch().display()
     )]
     NoTransparentHugePages,
     /// The kernel refused a mapping.
@@ -106,33 +106,13 @@ pub enum MemoryError {
     Region(u64),
 }
 
-/// A reserved part of this process' address space, given back when dropped.
-#[derive(Debug)]
-struct Reservation {
-    base: *mut libc::c_void,
-    length: usize,
-}
-
-// SAFETY: it is a range of addresses; what lies behind it is only reached through
-// `GuestMemoryMmap`, which has its own rules.
-unsafe impl Send for Reservation {}
-// SAFETY: as above; the struct itself is never changed after it was made.
-unsafe impl Sync for Reservation {}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        // SAFETY: `base` and `length` are what mmap gave, and `GuestRam` drops its users first.
-        unsafe { libc::munmap(self.base, self.length) };
-    }
-}
-
 /// One range of guest RAM, as a KVM memory slot wants it. It stays mapped for as long as this, or
 /// a clone of it, lives.
 #[derive(Debug, Clone)]
 pub struct RamRange {
     guest: Range<u64>,
     host: u64,
-    _mapping: Arc<Reservation>,
+    mapping: Arc<Mapping>,
 }
 
 impl RamRange {
@@ -168,12 +148,33 @@ impl GuestRam {
             return Err(MemoryError::Size(size));
         }
         let backing = decide(size, choice)?;
+        match Self::map(size, backing) {
+            // Somebody else was given the pages since they were counted.
+            Err(MemoryError::Map { .. })
+                if choice == BackingChoice::Auto && backing == Backing::Hugetlb =>
+            {
+                Self::map(size, without_pool())
+            }
+            done => done,
+        }
+    }
+
+    fn map(size: u64, backing: Backing) -> Result<Self, MemoryError> {
         let mut ranges = Vec::new();
         let mut regions = Vec::new();
         for guest in layout::ram_ranges(size) {
-            let (reservation, host) = map_range(guest.end - guest.start, backing)?;
-            regions.push(region(&guest, host)?);
-            ranges.push(RamRange { guest, host: host as u64, _mapping: Arc::new(reservation) });
+            let length = guest.end - guest.start;
+            let error = |what| move |source| MemoryError::Map { what, length, source };
+            let mapping = Mapping::reserve(length).map_err(error("reserve addresses"))?;
+            // SAFETY: nothing refers to a mapping that was made just now.
+            unsafe { mapping.put_anonymous(&(0..length), backing) }
+                .map_err(error("map the whole"))?;
+            regions.push(region(&guest, mapping.start())?);
+            ranges.push(RamRange {
+                guest,
+                host: mapping.start() as u64,
+                mapping: Arc::new(mapping),
+            });
         }
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Region(0))?;
         Ok(Self { memory, ranges, backing, size, kept: Vec::new() })
@@ -199,25 +200,18 @@ impl GuestRam {
         self.kept.push(file);
     }
 
-    /// Checked access for devices and boot structures.
-    pub fn memory(&self) -> &GuestMemoryMmap<()> {
+    /// Checked access for devices and boot structures. A clone must not outlive this: the machine
+    /// drops its devices first.
+    pub(super) fn memory(&self) -> &GuestMemoryMmap<()> {
         &self.memory
     }
 
-    fn host_pointer(&self, range: &Range<u64>) -> Result<*mut u8, MemoryError> {
-        let error = MemoryError::Range { start: range.start, end: range.end };
-        let Some(ram) = self
-            .ranges
-            .iter()
-            .find(|ram| ram.guest.start <= range.start && range.end <= ram.guest.end)
-        else {
-            return Err(error);
+    /// The range of RAM that all of `range` lies in.
+    fn range_of(&self, range: &Range<u64>) -> Option<&RamRange> {
+        let inside = |ram: &&RamRange| {
+            ram.guest.start <= range.start && range.start <= range.end && range.end <= ram.guest.end
         };
-        if range.start > range.end {
-            return Err(error);
-        }
-        // Within the mapping, whose length is the guest range's.
-        Ok((ram.host + (range.start - ram.guest.start)) as *mut u8)
+        self.ranges.iter().find(inside)
     }
 
     /// Hands out disjoint parts of RAM to be filled, in the order of `ranges`, which must ascend.
@@ -232,17 +226,19 @@ impl GuestRam {
         let mut end_of_last = 0;
         for range in ranges {
             let error = MemoryError::Range { start: range.start, end: range.end };
-            let pointer = self.host_pointer(range)?;
-            let Ok(length) = usize::try_from(range.end - range.start) else {
+            let (Some(ram), Ok(length)) =
+                (self.range_of(range), usize::try_from(range.end.saturating_sub(range.start)))
+            else {
                 return Err(error);
             };
             if range.start < end_of_last {
                 return Err(error);
             }
             end_of_last = range.end;
-            // SAFETY: the range is inside one mapping (`host_pointer`), the ranges ascend without
-            // overlap, and `&mut self` keeps every other user of the memory away for the lifetime
-            // of the slices. Anonymous and private file memory is always initialized.
+            let pointer = (ram.host + (range.start - ram.guest.start)) as *mut u8;
+            // SAFETY: the range is inside one mapping, the ranges ascend without overlap, and
+            // `&mut self` says that nothing else is lent. Devices and vCPUs get this memory only
+            // when a machine has taken it over. Mapped memory is always initialized.
             zones.push(unsafe { std::slice::from_raw_parts_mut(pointer, length) });
         }
         Ok(zones)
@@ -263,49 +259,21 @@ impl GuestRam {
         file_offset: u64,
         length: u64,
     ) -> Result<Vec<Range<u64>>, MemoryError> {
-        let end = guest.saturating_add(length);
-        let range_error = || MemoryError::Range { start: guest, end };
-        if [guest, file_offset, length].iter().any(|n| !n.is_multiple_of(HUGE_PAGE)) {
-            return Err(range_error());
-        }
-        let pointer = self.host_pointer(&(guest..end))?;
-        let size = usize::try_from(length).map_err(|_| range_error())?;
-        let offset = libc::off_t::try_from(file_offset).map_err(|_| range_error())?;
-        let map_error = |what| MemoryError::Map { what, length, source: last_error() };
-        // SAFETY: MAP_FIXED replaces pages inside our own mapping, which `&mut self` gives us
-        // alone; the new ones are as readable and writable as the old.
-        let mapped = unsafe {
-            libc::mmap(
-                pointer.cast(),
-                size,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
-                offset,
-            )
+        let range = guest..guest.saturating_add(length);
+        let aligned = [guest, file_offset, length].iter().all(|n| n.is_multiple_of(HUGE_PAGE));
+        let Some(ram) = self.range_of(&range).filter(|_| aligned) else {
+            return Err(MemoryError::Range { start: range.start, end: range.end });
         };
-        if mapped == libc::MAP_FAILED {
-            return Err(map_error("map the image into a part"));
-        }
-        // SAFETY: advice on, and population of, the mapping made above. A failure (a file that
-        // cannot be read, a kernel that does not know the advice) shows as no huge pages.
-        unsafe {
-            libc::madvise(mapped, size, libc::MADV_HUGEPAGE);
-            libc::madvise(mapped, size, libc::MADV_POPULATE_READ);
-        }
-        let huge = hugepages::mapped_in_huge_pages(mapped as u64, length);
-        let mut next = 0;
-        for part in huge.iter().cloned().chain(std::iter::once(length..length)) {
-            if next < part.start {
-                let hole = self.host_pointer(&(guest + next..guest + part.start))?;
-                let size = usize::try_from(part.start - next).map_err(|_| range_error())?;
-                remap_anonymous(hole, size, self.backing).map_err(|source| MemoryError::Map {
-                    what: "take the image mapping back out",
-                    length: part.start - next,
-                    source,
-                })?;
-            }
-            next = part.end;
+        let error = |source| MemoryError::Map { what: "map the image into a part", length, source };
+        // Looked at elsewhere first: what is not in huge pages leaves the RAM there untouched.
+        let huge = mapping::in_huge_pages(file, file_offset, length).map_err(error)?;
+        let start = guest - ram.guest.start;
+        for part in &huge {
+            let place = start + part.start..start + part.end;
+            // SAFETY: `&mut self` says that no landing zone is lent, and devices and vCPUs get
+            // this memory only when a machine has taken it over.
+            unsafe { ram.mapping.put_file(&place, file, file_offset + part.start) }
+                .map_err(error)?;
         }
         Ok(huge.into_iter().map(|part| guest + part.start..guest + part.end).collect())
     }
@@ -331,13 +299,13 @@ fn decide(size: u64, choice: BackingChoice) -> Result<Backing, MemoryError> {
             })
         }
         BackingChoice::Auto if pool.available() >= needed => Ok(Backing::Hugetlb),
-        BackingChoice::Auto if thp => Ok(Backing::Thp),
-        BackingChoice::Auto => Ok(Backing::Small),
+        BackingChoice::Auto => Ok(without_pool()),
     }
 }
 
-fn last_error() -> std::io::Error {
-    std::io::Error::last_os_error()
+/// The best that can be had without reserved pages.
+fn without_pool() -> Backing {
+    if hugepages::transparent_enabled() { Backing::Thp } else { Backing::Small }
 }
 
 fn region(guest: &Range<u64>, host: *mut u8) -> Result<GuestRegionMmap<()>, MemoryError> {
@@ -350,65 +318,6 @@ fn region(guest: &Range<u64>, host: *mut u8) -> Result<GuestRegionMmap<()>, Memo
     // `GuestRam` keeps until after the region is gone.
     let mapping = unsafe { builder.with_raw_mmap_pointer(host) }.build().map_err(|_| error())?;
     GuestRegionMmap::new(mapping, GuestAddress(guest.start)).ok_or_else(error)
-}
-
-/// Maps `length` bytes at an address that is a multiple of 2 MiB.
-fn map_range(length: u64, backing: Backing) -> Result<(Reservation, *mut u8), MemoryError> {
-    let map_error = |what, source| MemoryError::Map { what, length, source };
-    let too_large = || map_error("reserve addresses", std::io::ErrorKind::OutOfMemory.into());
-    let size = usize::try_from(length).map_err(|_| too_large())?;
-    let alignment = usize::try_from(HUGE_PAGE).map_err(|_| too_large())?;
-    let reserved = size.checked_add(alignment).ok_or_else(too_large)?;
-    // SAFETY: a new mapping that nothing can be read from or written to.
-    let base = unsafe {
-        libc::mmap(
-            std::ptr::null_mut(),
-            reserved,
-            libc::PROT_NONE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-            -1,
-            0,
-        )
-    };
-    if base == libc::MAP_FAILED {
-        return Err(map_error("reserve addresses", last_error()));
-    }
-    let reservation = Reservation { base, length: reserved };
-    // SAFETY: at most `alignment` is added, by which the reservation is longer than `size`.
-    let host = unsafe { base.cast::<u8>().add(base.align_offset(alignment)) };
-    remap_anonymous(host, size, backing).map_err(|source| map_error("map the whole", source))?;
-    Ok((reservation, host))
-}
-
-/// Puts fresh memory at `host`, over what is mapped there.
-fn remap_anonymous(host: *mut u8, size: usize, backing: Backing) -> std::io::Result<()> {
-    let extra = match backing {
-        // Reserved at once, so that a pool too small shows here and not as a fault later.
-        Backing::Hugetlb => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
-        Backing::Small | Backing::Thp => libc::MAP_NORESERVE,
-    };
-    // SAFETY: every caller owns `host..host + size`, within a reservation.
-    let mapped = unsafe {
-        libc::mmap(
-            host.cast(),
-            size,
-            libc::PROT_READ | libc::PROT_WRITE,
-            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | extra,
-            -1,
-            0,
-        )
-    };
-    if mapped == libc::MAP_FAILED {
-        return Err(last_error());
-    }
-    let advice = match backing {
-        Backing::Hugetlb => return Ok(()),
-        Backing::Thp => libc::MADV_HUGEPAGE,
-        Backing::Small => libc::MADV_NOHUGEPAGE,
-    };
-    // SAFETY: advice on the mapping just made. Kernels without huge pages refuse it, harmlessly.
-    unsafe { libc::madvise(mapped, size, advice) };
-    Ok(())
 }
 
 #[cfg(test)]

@@ -6,16 +6,20 @@
 
 pub mod acpi;
 pub mod boot;
+mod console;
 pub mod cpuid;
 pub mod escape;
 pub mod event;
 mod event_loop;
 pub mod kvm;
 pub mod layout;
+pub mod mapping;
 pub mod memory;
 pub mod outcome;
 pub mod processors;
 pub mod registers;
+pub mod routes;
+mod signals;
 pub mod stats;
 pub mod terminal;
 pub mod vcpu;
@@ -35,13 +39,15 @@ use kvm_ioctls::VcpuFd;
 use self::acpi::VirtioWindow;
 use self::boot::{BootInfo, Protocol};
 use self::event::{EventReceiver, event_channel};
-use self::kvm::{KvmError, RouteTable};
+use self::kvm::KvmError;
 use self::memory::{GuestRam, RamRange};
 use self::outcome::Outcome;
 use self::processors::Processors;
 use self::registers::Entry;
+use self::routes::RouteTable;
 use self::stats::{KvmStats, StatsFile};
 use self::vcpu::Platform;
+use crate::host::footprint;
 
 /// Why there is no machine, or it could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +84,17 @@ impl MachineError {
     fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::System { what, source }
     }
+}
+
+/// A guest's life, from its first instruction to its end.
+#[derive(Debug)]
+pub struct Life {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// KVM's counters at its end.
+    pub kvm: KvmStats,
+    /// Bytes of memory that this process took beside the guest's while it still ran.
+    pub overhead_bytes: Option<u64>,
 }
 
 /// A machine whose first processor is about to enter the kernel.
@@ -147,16 +164,21 @@ impl Machine {
     ///
     /// # Errors
     /// A processor that cannot go on for a reason that is not the guest's, or the host's refusal.
-    pub fn run(mut self) -> Result<(Outcome, KvmStats), MachineError> {
+    pub fn run(mut self) -> Result<Life, MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
-        let outcome = event_loop::run(&self, vcpus)?;
-        let mut stats = KvmStats::default();
+        event_loop::run(&self, vcpus)
+    }
+
+    /// What running has cost so far; `outcome` is how it ended.
+    fn account(&self, outcome: Outcome) -> Life {
+        let mut kvm = KvmStats::default();
         for file in &self.stats {
-            if let Err(error) = file.add_to(&mut stats) {
+            if let Err(error) = file.add_to(&mut kvm) {
                 log::warn!("KVM's statistics: {error}");
             }
         }
-        Ok((outcome, stats))
+        let guest: Vec<_> = self.ram.ranges().iter().map(RamRange::host).collect();
+        Life { outcome, kvm, overhead_bytes: footprint::resident_except(&guest) }
     }
 
     /// The guest's RAM.

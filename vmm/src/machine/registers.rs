@@ -15,7 +15,7 @@ use super::layout;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Entry {
     /// 64-bit mode at this address, with the zero page.
-    Linux64(u64),
+    Linux64(u32),
     /// 32-bit protected mode at this address, with the start info.
     Pvh32(u32),
 }
@@ -119,7 +119,7 @@ fn general_registers(entry: Entry) -> kvm_regs {
     let base = kvm_regs { rflags: 0x2, ..Default::default() };
     match entry {
         Entry::Linux64(address) => kvm_regs {
-            rip: address,
+            rip: u64::from(address),
             rsi: layout::ZERO_PAGE,
             rsp: layout::BOOT_STACK,
             rbp: layout::BOOT_STACK,

@@ -1,9 +1,9 @@
 //! The terminal under the console: raw while a guest runs, as it was on every way out.
 //!
-//! Normal ends, errors and panics restore it as the guard is dropped, signals because the event
-//! loop turns them into a normal end. For SIGKILL nothing in this process can help, so a second,
-//! tiny process waits for the end of this one and restores the terminal if it was not told that
-//! all is well.
+//! Normal ends and errors restore it as the guard is dropped, signals because the event loop turns
+//! them into a normal end, a panic by a hook. For SIGKILL nothing in this process can help, so a
+//! second, tiny process waits for the end of this one and restores the terminal if it was not told
+//! that all is well.
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,6 +46,7 @@ impl RawTerminal {
         };
         let mut raw = before.clone();
         raw.make_raw();
+        restore_on_panic(terminal.try_clone()?, before.clone());
         tcsetattr(&terminal, OptionalActions::Now, &raw)?;
         Ok(Some(Self { terminal, before, guardian }))
     }
@@ -63,6 +64,15 @@ impl Drop for RawTerminal {
             let _ = child.wait();
         }
     }
+}
+
+/// Before the message of a panic, so that it can be read, and because nothing is dropped after it.
+fn restore_on_panic(terminal: OwnedFd, before: Termios) {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let _ = tcsetattr(&terminal, OptionalActions::Now, &before);
+        report(panic);
+    }));
 }
 
 fn start_guardian(terminal: &OwnedFd) -> std::io::Result<(Child, ChildStdin)> {

@@ -9,10 +9,10 @@ use std::time::Duration;
 use devices::bus::Bus;
 use devices::ioapic::Ioapic;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, register_signal_handler};
+use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
 
 use super::event::{EventSender, MachineEvent};
-use super::kvm::RouteTable;
+use super::routes::RouteTable;
 
 /// What the vCPU threads share.
 #[derive(Debug, Clone)]
@@ -60,6 +60,10 @@ pub fn start(vcpus: Vec<VcpuFd>, platform: &Platform) -> std::io::Result<Running
             .name(format!("vcpu{index}"))
             .stack_size(128 << 10)
             .spawn(move || {
+                // A parent may have blocked it, and masks are inherited.
+                if let Err(error) = unblock_signal(kick_signal()) {
+                    log::warn!("vCPU {index} cannot be stopped promptly: {error:?}");
+                }
                 run(index, vcpu, &platform, &stop);
                 drop(sender);
             })?;

@@ -160,7 +160,7 @@ impl Committed<'_> {
         &self.locations
     }
 
-    pub(super) fn report(&self, id: ManifestId) -> PushReport {
+    pub(super) fn report(&self, id: ManifestId, notes: Vec<String>) -> PushReport {
         let Counts { bytes_new, bytes_shared, bytes_zero, chunks_new, chunks_shared, chunks_zero } =
             self.counts;
         PushReport {
@@ -173,6 +173,7 @@ impl Committed<'_> {
             chunks_new,
             chunks_shared,
             chunks_zero,
+            notes,
         }
     }
 

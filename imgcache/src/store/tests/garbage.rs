@@ -130,7 +130,11 @@ fn nothing_is_removed_when_it_is_not_known_what_is_needed() {
     fs::write(&path, &good[..good.len() - 1]).unwrap();
     let before = files(store.path());
     let error = store.gc().unwrap_err();
-    assert!(error.is_damage() && error.to_string().contains(".at"), "{error}");
+    assert!(error.is_damage(), "{error}");
+    let message = error.to_string();
+    assert!(message.starts_with("image 'a' is damaged: ") && message.contains(".at"), "{message}");
+    let error = store.inspect(&name("a")).unwrap_err();
+    assert!(error.is_damage() && error.to_string() == message, "{error}");
     assert!(files(store.path()) == before);
     fs::write(&path, &good).unwrap();
     assert_eq!(store.gc().unwrap().packs_removed, 1);

@@ -1,8 +1,9 @@
 //! `vmm image gc`.
 
 use clap::Args;
+use imgcache::store::GcReport;
 
-use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text, size};
 use crate::exit::Exit;
 
 /// Give back the space of chunks that no image needs.
@@ -17,7 +18,10 @@ pub struct GcCommand {
 
 impl GcCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
-        let report = open_store(store)?.gc()?;
+        let report = match find_store(store)? {
+            Some(store) => store.gc()?,
+            None => GcReport::default(),
+        };
         if self.json {
             print_json(&report)?;
             return Ok(Exit::Success);

@@ -3,7 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, say, size};
+use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text, say, size};
 use crate::exit::Exit;
 
 /// List the images.
@@ -24,7 +24,11 @@ struct Unreadable {
 impl LsCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let (mut images, mut unreadable) = (Vec::new(), Vec::new());
-        for (name, summary) in open_store(store)?.list()? {
+        let listed = match find_store(store)? {
+            Some(store) => store.list()?,
+            None => Vec::new(),
+        };
+        for (name, summary) in listed {
             match summary {
                 Ok(summary) => images.push(summary),
                 Err(error) => unreadable.push(Unreadable { name, error: error.to_string() }),

@@ -10,6 +10,7 @@ use imgcache::image::manifest::{
     DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, ManifestError,
 };
 use imgcache::image::name::ImageName;
+use imgcache::key::ManifestId;
 use imgcache::store::{NewImage, PushOptions, PushReport, Store, StoreError};
 use serde::Serialize;
 
@@ -17,9 +18,11 @@ use crate::cli::progress::Progress;
 use crate::cli::{CliError, StoreOptions, print_json, print_text, size};
 use crate::exit::Exit;
 use crate::loader::warm;
+use crate::machine::boot::MACHINE_COMMAND_LINE;
+use crate::machine::layout::COMMAND_LINE_MAX;
 
 /// What an image's kernel is told if nothing else is asked for.
-const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet panic=-1";
+const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet";
 
 /// Put an image into the store, in place of what its name stood for.
 ///
@@ -76,7 +79,6 @@ struct Report<'a> {
     push: PushReport,
     /// Bytes of the ramdisk that the host now has in 2 MiB pages, ready to be mapped.
     bytes_in_huge_pages: u64,
-    notes: Vec<String>,
 }
 
 impl PushCommand {
@@ -85,6 +87,7 @@ impl PushCommand {
         let kernel_file = open(&self.kernel)?;
         let kernel =
             import_kernel(&kernel_file, &options).map_err(|error| input(&self.kernel, error))?;
+        self.check_command_line(kernel.cmdline_max)?;
         let initrd_file = self.initrd.as_deref().map(open).transpose()?;
         let initrd = initrd_file.as_ref().map(|file| (file as &dyn ReadAt, &options));
 
@@ -98,11 +101,19 @@ impl PushCommand {
         let push = store.push(&self.name, image, options).map_err(|error| self.blame(error))?;
         drop(progress);
 
-        let image = ImageClient::new(Box::new(store)).open(&self.name)?;
-        let (_, bytes_in_huge_pages) = warm::warm(&image);
-        let notes = image.manifest().notes.clone();
-        self.report(push, bytes_in_huge_pages, notes)?;
+        let bytes_in_huge_pages = warmed(store, &self.name, push.id);
+        self.report(push, bytes_in_huge_pages)?;
         Ok(Exit::Success)
+    }
+
+    /// What is pushed can be booted: the machine's own words go in front of the image's.
+    fn check_command_line(&self, kernel_max: u32) -> Result<(), CliError> {
+        let (length, own) = (self.cmdline.len(), MACHINE_COMMAND_LINE.len() + 1);
+        let limit = u64::from(kernel_max).min(COMMAND_LINE_MAX - 1);
+        if u64::try_from(own + length).map_or(true, |total| total > limit) {
+            return Err(CliError::CommandLine { length, own, limit });
+        }
+        Ok(())
     }
 
     /// What only a push finds out about a file is the file's fault, not the store's.
@@ -121,16 +132,11 @@ impl PushCommand {
         }
     }
 
-    fn report(
-        &self,
-        push: PushReport,
-        bytes_in_huge_pages: u64,
-        notes: Vec<String>,
-    ) -> Result<(), CliError> {
+    fn report(&self, push: PushReport, bytes_in_huge_pages: u64) -> Result<(), CliError> {
         if self.json {
-            return print_json(&Report { name: &self.name, push, bytes_in_huge_pages, notes });
+            return print_json(&Report { name: &self.name, push, bytes_in_huge_pages });
         }
-        let notes: String = notes.iter().map(|note| format!("  {note}\n")).collect();
+        let notes: String = push.notes.iter().map(|note| format!("  {note}\n")).collect();
         print_text(&format!(
             "{notes}{}: {} ({} new, {} shared, {} zero), manifest {}\n",
             self.name,
@@ -140,6 +146,21 @@ impl PushCommand {
             size::show(push.bytes_zero),
             push.id
         ))
+    }
+}
+
+/// Warms the image that was just pushed; returns how many bytes are in 2 MiB pages.
+///
+/// The push has succeeded, whatever becomes of this: others may have removed or replaced the image
+/// since, and then there is nothing of it to warm.
+fn warmed(store: Store, name: &ImageName, id: ManifestId) -> u64 {
+    match ImageClient::new(Box::new(store)).open(name) {
+        Ok(image) if image.id() == id => warm::warm(&image).1,
+        Ok(_) => 0,
+        Err(error) => {
+            log::info!("not read into memory: {error}");
+            0
+        }
     }
 }
 
@@ -192,6 +213,31 @@ mod tests {
         assert!(error.to_string().starts_with("kernel: "), "{error}");
         let error = push(None).blame(failure(ManifestError::Cmdline("is too long".into())));
         assert_eq!(error.exit(), Exit::Usage);
+    }
+
+    #[test]
+    fn a_command_line_has_room_for_the_machines_own_words() {
+        let own = MACHINE_COMMAND_LINE.len() + 1;
+        let check = |length: usize, kernel_max| {
+            PushCommand { cmdline: "x".repeat(length), ..push(None) }.check_command_line(kernel_max)
+        };
+        assert!(check(2047 - own, 2047).is_ok());
+        let error = check(2048 - own, 2047).unwrap_err();
+        assert_eq!(error.exit(), Exit::Usage);
+        for number in [2048 - own, own, 2047] {
+            assert!(error.to_string().contains(&format!(" {number} ")), "{error}");
+        }
+        // A kernel that takes more than the machine has room for.
+        let most = usize::try_from(COMMAND_LINE_MAX).unwrap() - 1;
+        assert!(check(most - own, u32::MAX).is_ok());
+        assert!(check(most + 1 - own, u32::MAX).is_err());
+    }
+
+    #[test]
+    fn an_image_that_is_gone_again_is_not_warmed_and_that_is_no_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::create(folder.path()).unwrap();
+        assert_eq!(warmed(store, &"a".parse().unwrap(), ManifestId([0; 32])), 0);
     }
 
     #[test]

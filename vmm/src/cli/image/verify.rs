@@ -1,8 +1,9 @@
 //! `vmm image verify`.
 
 use clap::Args;
+use imgcache::store::VerifyReport;
 
-use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text, size};
 use crate::exit::Exit;
 
 /// Hash every chunk of the store in full, and name what is damaged.
@@ -18,7 +19,10 @@ pub struct VerifyCommand {
 
 impl VerifyCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
-        let report = open_store(store)?.verify()?;
+        let report = match find_store(store)? {
+            Some(store) => store.verify()?,
+            None => VerifyReport::default(),
+        };
         if self.json {
             print_json(&report)?;
         } else {

@@ -1,6 +1,7 @@
 //! The 64-bit Linux boot protocol (Linux, Documentation/arch/x86/boot.rst): the zero page.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
+use rustix::rand::{GetRandomFlags, getrandom};
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::{BootError, BootInfo, command_line_bytes};
@@ -68,7 +69,7 @@ fn header(info: &BootInfo<'_>) -> Result<setup_header, BootError> {
             ..Default::default()
         });
     };
-    let mut header = Header::default();
+    let mut header = setup_header::default();
     let room = header.as_slice().len();
     // Newer kernels have longer headers; what is beyond ours is not for a loader to change.
     let length = saved.len().min(room);
@@ -76,7 +77,7 @@ fn header(info: &BootInfo<'_>) -> Result<setup_header, BootError> {
         return Err(BootError::SetupHeader(saved.len()));
     }
     header.as_mut_slice()[..length].copy_from_slice(&saved[..length]);
-    Ok(header.0)
+    Ok(header)
 }
 
 fn write_seed(memory: &GuestMemoryMmap<()>) -> Result<(), BootError> {
@@ -91,20 +92,17 @@ fn write_seed(memory: &GuestMemoryMmap<()>) -> Result<(), BootError> {
 }
 
 fn fill_random(buffer: &mut [u8]) -> std::io::Result<()> {
-    use std::io::Read;
-    std::fs::File::open("/dev/urandom")?.read_exact(buffer)
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += getrandom(rest, GetRandomFlags::empty())?;
+    }
+    Ok(())
 }
 
 fn halves(value: u64) -> [u32; 2] {
     let low = value & 0xffff_ffff;
     [low, value >> 32].map(|half| u32::try_from(half).unwrap_or(0))
 }
-
-/// `setup_header` as bytes.
-#[derive(Clone, Copy, Default)]
-struct Header(setup_header);
-// SAFETY: plain integers in a packed C layout: no padding, and any bytes are a value of it.
-unsafe impl ByteValued for Header {}
 
 #[cfg(test)]
 mod tests {

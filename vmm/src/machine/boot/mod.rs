@@ -11,10 +11,12 @@ use serde::Serialize;
 use super::layout;
 use super::registers::Entry;
 
-/// What the kernel is told of the machine that it does not take from ACPI tables. There is no PCI
-/// to probe for and one serial port: each probe would be an exit. And it is restarted by ACPI:
-/// Linux takes hardware-reduced ACPI for a sign of EFI and, finding none, would jump into a BIOS.
-pub const MACHINE_COMMAND_LINE: &str = "pci=off 8250.nr_uarts=1 reboot=acpi";
+/// What the kernel is told of the machine that it does not take from ACPI tables; the image's own
+/// words come later and win. There is no PCI to probe for and one serial port: each probe would be
+/// an exit. It is restarted by ACPI: Linux takes hardware-reduced ACPI for a sign of EFI and,
+/// finding none, would jump into a BIOS. And a kernel that panics ends, where it would else loop
+/// for ever.
+pub const MACHINE_COMMAND_LINE: &str = "pci=off 8250.nr_uarts=1 reboot=acpi panic=-1";
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -55,11 +57,16 @@ pub enum BootError {
     /// The image has no entry at all.
     #[error("the image's kernel has no entry that this machine knows")]
     NoEntryAtAll,
-    /// The entry is not a 32-bit address.
-    #[error("the kernel's PVH entry {0:#x} is beyond 4 GiB")]
-    PvhEntry(u64),
+    /// The entry is not a 32-bit address: the page tables, or the protected mode, that a kernel is
+    /// entered with reach no further.
+    #[error("the kernel's entry {0:#x} is beyond 4 GiB")]
+    HighEntry(u64),
     /// The command line is longer than the kernel takes.
-    #[error("the kernel command line has {length} bytes; this kernel takes at most {limit}")]
+    #[error(
+        "the kernel command line has {length} bytes ({} of them the machine's own: \
+         '{MACHINE_COMMAND_LINE}'); at most {limit} can be passed to this kernel",
+        MACHINE_COMMAND_LINE.len()
+    )]
     CommandLineTooLong {
         /// How long it is.
         length: usize,
@@ -100,12 +107,9 @@ pub struct BootInfo<'a> {
 /// # Errors
 /// The kernel has none of the kind.
 pub fn choose(kernel: &KernelInfo, choice: ProtocolChoice) -> Result<(Protocol, Entry), BootError> {
-    let linux64 = kernel.entries.linux64.map(Entry::Linux64);
-    let pvh = kernel
-        .entries
-        .pvh32
-        .map(|entry| u32::try_from(entry).map(Entry::Pvh32).map_err(|_| BootError::PvhEntry(entry)))
-        .transpose()?;
+    let low = |entry: u64| u32::try_from(entry).map_err(|_| BootError::HighEntry(entry));
+    let linux64 = kernel.entries.linux64.map(low).transpose()?.map(Entry::Linux64);
+    let pvh = kernel.entries.pvh32.map(low).transpose()?.map(Entry::Pvh32);
     match choice {
         ProtocolChoice::Linux64 => linux64
             .map(|entry| (Protocol::Linux64, entry))
