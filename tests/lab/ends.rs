@@ -30,6 +30,13 @@ fn a_panic_that_no_driver_reports_is_a_panic() {
     ends_with(10, "panicked", "rdinit=/none root=none");
 }
 
+/// Before any interrupt line is used: there is not enough memory for the kernel itself.
+#[test]
+#[ignore = "boots guests: scripts/test runs it in the lab"]
+fn an_early_panic_is_a_panic() {
+    ends_with(10, "panicked", "mem=40M");
+}
+
 #[test]
 #[ignore = "boots guests: scripts/test runs it in the lab"]
 fn a_restart_is_a_restart_by_acpi_and_by_the_keyboard_controller() {

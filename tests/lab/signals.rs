@@ -88,7 +88,9 @@ fn a_guest_whose_output_nobody_reads_can_be_ended() {
     stdin.write_all(b"yes\n").unwrap();
     // Until the pipe is full and nothing comes any more.
     std::thread::sleep(Duration::from_secs(5));
-    stdin.write_all(&[b'x'; 5000]).unwrap();
+    if let Err(error) = stdin.write_all(&[b'x'; 5000]) {
+        panic!("{error}: {:?}, {}", child.wait(), String::from_utf8_lossy(&seen));
+    }
     kill(&child, Signal::TERM);
     wait_until("SIGTERM does not end it", || child_has_ended(&child));
     assert_eq!(child.wait().unwrap().code(), Some(143));

@@ -115,11 +115,16 @@ pub fn run(machine: &Machine, vcpus: Vec<VcpuFd>) -> Result<Life, MachineError> 
 ///
 /// A kernel with a driver for pvpanic says that it panicked. One without, as stock kernels are
 /// before modules are loaded, can still be told: an orderly restart quiesces the I/O APIC first
-/// (Linux, `native_machine_shutdown`), the emergency restart after a panic does not. That is a guess,
-/// and a good one: an emergency restart by hand (sysrq-b) counts as a panic too, and a panic before
-/// the first interrupt line is used counts as a restart.
+/// (Linux, `native_machine_shutdown`), the emergency restart after a panic does not; and a guest
+/// that has not used a single interrupt line yet has no user space that could have asked for a
+/// restart. That is a guess, and a good one: an emergency restart by hand (sysrq-b) counts as a
+/// panic too.
 fn reason_of_reset(ioapic: &Ioapic<RouteTable>) -> Outcome {
-    if ioapic.any_unmasked() { Outcome::Panicked } else { Outcome::Reset }
+    if ioapic.any_unmasked() || !ioapic.ever_unmasked() {
+        Outcome::Panicked
+    } else {
+        Outcome::Reset
+    }
 }
 
 /// What devices and processors report.
