@@ -201,7 +201,11 @@ impl BootCommand {
             ready_ms: milliseconds(watch.begun.elapsed()),
             phases: watch.phases,
             load: landed.report,
-            overhead_bytes: footprint::resident_except(&guest_ranges),
+            // It walks all page tables: not on the way to a guest whose report nobody wants.
+            overhead_bytes: self
+                .wants_report()
+                .then(|| footprint::resident_except(&guest_ranges))
+                .flatten(),
             guest: None,
         };
         drop(image);
@@ -228,6 +232,10 @@ impl BootCommand {
             }
             published => published.map(|()| exit),
         }
+    }
+
+    fn wants_report(&self) -> bool {
+        self.json || self.timings || self.report.is_some()
     }
 
     /// What the machine says of itself, then the image's words, then those of this boot: of

@@ -216,8 +216,8 @@ impl GuestRam {
 
     /// Hands out disjoint parts of RAM to be filled, in the order of `ranges`, which must ascend.
     ///
-    /// The exclusive borrow is what makes it sound: no vCPU and no device has this memory yet,
-    /// because a machine takes the `GuestRam` over.
+    /// The exclusive borrow is what makes it sound: no vCPU runs in this memory and no device has it
+    /// yet, because a machine takes the `GuestRam` over first.
     ///
     /// # Errors
     /// [`MemoryError::Range`] for a range outside RAM, or one that overlaps the one before it.

@@ -180,11 +180,6 @@ impl Machine {
         let guest: Vec<_> = self.ram.ranges().iter().map(RamRange::host).collect();
         Life { outcome, kvm, overhead_bytes: footprint::resident_except(&guest) }
     }
-
-    /// The guest's RAM.
-    pub fn ram(&self) -> &GuestRam {
-        &self.ram
-    }
 }
 
 /// What the kernel is told beyond where its RAM is.
