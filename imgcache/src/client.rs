@@ -57,7 +57,7 @@ pub enum Verify {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verification {
-    /// By CRC-64, against the manifest, whose own hash was checked.
+    /// By XXH3-64, against the manifest, whose own hash was checked.
     Checksum,
     /// By BLAKE3.
     Full,

@@ -8,6 +8,7 @@ mod check;
 mod codec;
 
 use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_64;
 
 pub use self::check::{MAX_IMAGE_BYTES, MAX_SEGMENTS};
 pub use self::codec::MAX_HEADER_BYTES;
@@ -123,7 +124,7 @@ pub enum Placement {
 pub struct ChunkEntry {
     /// The hash of its content; 32 zero bytes if it is all zero.
     pub key: ChunkKey,
-    /// CRC-64/NVME of its content, the fast check of every load; 0 if it is all zero.
+    /// XXH3-64 of its content, the fast check of every load; 0 if it is all zero.
     pub checksum: u64,
     /// Whether it is all zero: then it is neither stored nor fetched.
     pub zero: bool,
@@ -165,9 +166,10 @@ impl ChunkEntry {
     }
 }
 
-/// CRC-64/NVME.
+/// XXH3-64: bound by memory with plain SSE2 or AVX2, where a CRC needs a carry-less multiply that is
+/// slow on emulated processors.
 fn checksum(content: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, content)
+    XxHash3_64::oneshot(content)
 }
 
 fn is_zero(content: &[u8]) -> bool {

@@ -1,9 +1,11 @@
-//! The frame of the store's binary files: magic, content, CRC-64 of both.
+//! The frame of the store's binary files: magic, content, XXH3-64 of both.
 //!
 //! It tells a file that was cut short or overwritten from a whole one; what the content says is
 //! still checked by its reader, since a store may come from anywhere.
 
 use std::path::Path;
+
+use twox_hash::XxHash3_64;
 
 use super::error::StoreError;
 
@@ -38,7 +40,7 @@ pub(super) fn unframe<'b>(
 }
 
 fn checksum(bytes: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
+    XxHash3_64::oneshot(bytes)
 }
 
 /// Takes fields off the front of a file's content.
