@@ -2,7 +2,8 @@
 //!
 //! A machine is built in two steps, so that the first can go on while an image is being loaded:
 //! [`Processors::create`] needs only where RAM is, [`Machine::assemble`] takes RAM over with the
-//! image in it. From then on nothing but the guest and its devices touches guest memory.
+//! image in it. From then on nothing but the guest and its devices touches guest memory, and
+//! [`settle`] while these stand still.
 
 pub mod acpi;
 pub mod boot;

@@ -7,7 +7,8 @@
 //!
 //! A thread that serves an exit is not sent a signal when it shall pause: it comes by itself, and
 //! what it does for a device, such as a write to a console that nobody reads, would be broken off.
-//! It may take its time for that, so who pauses says how long to wait at most.
+//! (Only a signal that was sent just as the exit came can still do that.) It may take its time, so
+//! who pauses says how long to wait at most.
 //!
 //! Where a paused vCPU stands: its exit has been served, but KVM completes an access to a port or
 //! to device memory only as it enters the guest again. Who wants its registers then (a snapshot)
