@@ -11,4 +11,5 @@ mod ends;
 mod guest;
 mod matrix;
 mod payload;
+mod settle;
 mod signals;

@@ -20,6 +20,7 @@ use crate::machine::layout::MAX_CPUS;
 use crate::machine::memory::{Backing, BackingChoice, GuestRam, RamRange};
 use crate::machine::outcome::Outcome;
 use crate::machine::processors::Processors;
+use crate::machine::settle::Settled;
 use crate::machine::stats::KvmStats;
 use crate::machine::{BootSpec, Life, Machine, MachineError};
 
@@ -108,6 +109,9 @@ struct GuestReport {
     /// Milliseconds from its first instruction to its end.
     run_ms: f64,
     kvm: KvmStats,
+    /// What became of the mapped ramdisk; only if there was one, and not with `--ramdisk map`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    settled: Option<Settled>,
     /// Bytes of memory that this process takes beside the guest's, at the end.
     overhead_bytes: Option<u64>,
 }
@@ -217,13 +221,14 @@ impl BootCommand {
             say(&announcement(&report));
         }
         let begun = Instant::now();
-        let Life { outcome, kvm, overhead_bytes } = machine.run()?;
+        let settle = self.ramdisk == RamdiskChoice::Auto;
+        let Life { outcome, kvm, settled, overhead_bytes } = machine.run(settle)?;
         let exit = Exit::from(&outcome);
         if exit != Exit::Success {
             say(&format!("vmm: {outcome}\n"));
         }
         let run_ms = milliseconds(begun.elapsed());
-        report.guest = Some(GuestReport { outcome, run_ms, kvm, overhead_bytes });
+        report.guest = Some(GuestReport { outcome, run_ms, kvm, settled, overhead_bytes });
         match self.publish(&report) {
             // How the guest ended matters more than who was told.
             Err(error) if exit != Exit::Success => {
@@ -319,8 +324,21 @@ fn table(report: &Report) -> String {
             guest.kvm.pages_2m,
             guest.kvm.pages_4k
         ));
+        lines.extend(guest.settled.as_ref().map(settled_line));
     }
     lines.join("\n") + "\n"
+}
+
+fn settled_line(settled: &Settled) -> String {
+    let when = settled.settled_ms.map_or("not all".to_owned(), |ms| format!("after {ms:.3} ms"));
+    format!(
+        "settled {} of {} mapped, {when}; paused {:.3} ms, at most {:.3} at once; {} written before",
+        size::show(settled.settled_bytes),
+        size::show(settled.mapped_bytes),
+        settled.paused_ms,
+        settled.longest_pause_ms,
+        size::show(settled.written_bytes)
+    )
 }
 
 /// Standard output without a buffer: a console's prompt has no newline.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::ops::Range;
 
+use super::pagemap;
+
 /// Bytes of this process' memory that are resident now, without those mapped in `except`.
 pub fn resident_except(except: &[Range<u64>]) -> Option<u64> {
     let smaps = fs::read_to_string("/proc/self/smaps").ok()?;
@@ -10,18 +12,10 @@ pub fn resident_except(except: &[Range<u64>]) -> Option<u64> {
 }
 
 fn sum_resident(smaps: &str, except: &[Range<u64>]) -> u64 {
-    let mut counted = false;
-    let mut bytes = 0;
-    for line in smaps.lines() {
-        if let Some((start, end)) = super::hugepages::mapping_header(line) {
-            counted = !except.iter().any(|range| range.start < end && start < range.end);
-        } else if counted
-            && let Some(kib) = line.strip_prefix("Rss:").and_then(|text| text.strip_suffix("kB"))
-        {
-            bytes += kib.trim().parse().unwrap_or(0) << 10;
-        }
-    }
-    bytes
+    let counted = |mapping: &Range<u64>| {
+        !except.iter().any(|range| range.start < mapping.end && mapping.start < range.end)
+    };
+    pagemap::sum(smaps, counted, &["Rss"])
 }
 
 #[cfg(test)]

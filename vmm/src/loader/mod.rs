@@ -4,8 +4,9 @@
 //! - *copied*: read straight to the final address. The kernel always goes this way: the guest
 //!   patches its own text and writes its data, which would break a mapping up page by page.
 //! - *mapped*: the store's own pages, privately and copy-on-write. Only a ramdisk goes this way,
-//!   which is read once, and only where the host has it in 2 MiB pages: mapped in 4 KiB pages it
-//!   would cost the guest a fault for each.
+//!   which is not needed at once, and only where the host has it in 2 MiB pages: mapped in 4 KiB
+//!   pages it would cost the guest a fault for each. The machine makes it the guest's own memory
+//!   while the guest starts ([`machine::settle`](crate::machine::settle)).
 
 pub mod warm;
 
@@ -24,9 +25,13 @@ use crate::machine::memory::{GuestRam, MemoryError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RamdiskChoice {
-    /// Mapped where the host has it in 2 MiB pages, else copied.
+    /// Mapped where the host has it in 2 MiB pages, and made the guest's own memory while the guest
+    /// starts; else copied.
     Auto,
-    /// Always copied.
+    /// As auto, but what is mapped stays so, which saves memory for guests that keep the ramdisk
+    /// (Linux with `retain_initrd`) and costs others a fault for each 4 KiB of it.
+    Map,
+    /// Copied before the guest starts.
     Copy,
 }
 
@@ -104,7 +109,7 @@ pub fn land(
         .map_err(|source| LoaderError::Plan { image: image.name().to_string(), source })?;
 
     let mapped = match options.ramdisk {
-        RamdiskChoice::Auto => map_extents(image, &landings, ram)?,
+        RamdiskChoice::Auto | RamdiskChoice::Map => map_extents(image, &landings, ram)?,
         RamdiskChoice::Copy => Vec::new(),
     };
     let mut arrivals = arrivals(image, &landings, &mapped);
@@ -153,12 +158,9 @@ fn map_extents(
             continue;
         }
         let parts = ram.map_file(guest, &extent.file, extent.file_offset, extent.length)?;
-        if !parts.is_empty() {
-            // The guest's memory refers to the file from now on; what keeps the store from
-            // reusing its space is this process' lock on it.
-            ram.keep(extent.file);
-            mapped.extend(parts);
-        }
+        // The RAM keeps the file from now on: what keeps the store from reusing its space is this
+        // process' lock on it.
+        mapped.extend(parts);
     }
     Ok(mapped)
 }

@@ -11,11 +11,14 @@ use devices::virtio::mmio::MmioTransport;
 use devices::virtio::rng::Rng;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::console::ConsoleInput;
 use super::event::MachineEvent;
+use super::mapped::MappedPart;
 use super::outcome::Outcome;
 use super::routes::RouteTable;
+use super::settle::Settling;
 use super::signals::Signals;
 use super::terminal::RawTerminal;
 use super::{Life, Machine, MachineError, vcpu};
@@ -31,6 +34,7 @@ pub struct Verdict {
     outcome: Cell<Option<Outcome>>,
     failure: RefCell<Option<String>>,
     panicked: Cell<Option<Instant>>,
+    settle: Cell<bool>,
 }
 
 impl Verdict {
@@ -68,8 +72,12 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts the processors and waits for the guest's end.
-pub fn run(machine: &Machine, vcpus: Vec<VcpuFd>) -> Result<Life, MachineError> {
+/// Starts the processors and waits for the guest's end. `mapped` is to become the guest's own memory.
+pub fn run(
+    machine: &Machine,
+    vcpus: Vec<VcpuFd>,
+    mapped: Vec<MappedPart>,
+) -> Result<Life, MachineError> {
     let verdict = Rc::new(Verdict::default());
     let mut manager = EventManager::<Box<dyn MutEventSubscriber + '_>>::new()
         .map_err(|error| MachineError::Failed(format!("event loop: {error}")))?;
@@ -81,11 +89,18 @@ pub fn run(machine: &Machine, vcpus: Vec<VcpuFd>) -> Result<Life, MachineError> 
     }));
     manager.add_subscriber(Box::new(ConsoleInput::new(&machine.serial, verdict.clone())?));
 
+    let terminal = RawTerminal::enter().map_err(MachineError::system("set up the terminal"))?;
+    let mut settling = None;
+    if !mapped.is_empty() {
+        let new = Settling::start(mapped).map_err(MachineError::system("make an eventfd"))?;
+        manager
+            .add_subscriber(Box::new(SettleEvents { wake: new.wake(), verdict: verdict.clone() }));
+        settling = Some(new);
+    }
     if let Some(failure) = verdict.failure.take() {
         return Err(MachineError::Failed(failure));
     }
-    let terminal = RawTerminal::enter().map_err(MachineError::system("set up the terminal"))?;
-    let running = vcpu::start(vcpus, &machine.platform)
+    let mut running = vcpu::start(vcpus, &machine.platform)
         .map_err(MachineError::system("start the processors"))?;
     let outcome = loop {
         let timeout = if verdict.panicked.get().is_some() { PANIC_POLL_MS } else { -1 };
@@ -93,6 +108,12 @@ pub fn run(machine: &Machine, vcpus: Vec<VcpuFd>) -> Result<Life, MachineError> 
             Ok(_) => {}
             Err(event_manager::Error::Epoll(error)) if error.errno() == libc::EINTR => {}
             Err(error) => break Err(MachineError::Failed(format!("event loop: {error}"))),
+        }
+        if verdict.settle.take()
+            && let Some(settling) = &mut settling
+            && let Err(error) = settling.step(&mut running)
+        {
+            verdict.fail(error.to_string());
         }
         if let Some(failure) = verdict.failure.take() {
             break Err(MachineError::Failed(failure));
@@ -104,8 +125,10 @@ pub fn run(machine: &Machine, vcpus: Vec<VcpuFd>) -> Result<Life, MachineError> 
             break Ok(Outcome::Panicked);
         }
     };
+    // First, since what is not in place yet is nobody's memory.
+    let settled = settling.as_mut().map(Settling::end);
     // While everything is still there.
-    let life = outcome.map(|outcome| machine.account(outcome));
+    let life = outcome.map(|outcome| machine.account(outcome, settled));
     drop(running);
     drop(terminal);
     life
@@ -161,6 +184,24 @@ impl MutEventSubscriber for GuestEvents<'_> {
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         self.verdict.add(ops, Events::new(&*self.machine.events.wake, EventSet::IN));
+    }
+}
+
+/// A batch of mapped memory that waits to be put in place: by the loop itself, since no subscriber
+/// has the vCPUs.
+struct SettleEvents {
+    wake: Arc<EventFd>,
+    verdict: Rc<Verdict>,
+}
+
+impl MutEventSubscriber for SettleEvents {
+    fn process(&mut self, _: Events, _: &mut EventOps<'_>) {
+        let _ = self.wake.read();
+        self.verdict.settle.set(true);
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.verdict.add(ops, Events::new(&*self.wake, EventSet::IN));
     }
 }
 

@@ -12,6 +12,7 @@ use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 use super::layout::{self, HUGE_PAGE};
+use super::mapped::MappedPart;
 use super::mapping::{self, Mapping};
 use crate::host::hugepages::{self, HugeTlbPool};
 
@@ -135,7 +136,8 @@ pub struct GuestRam {
     ranges: Vec<RamRange>,
     backing: Backing,
     size: u64,
-    kept: Vec<Arc<File>>,
+    // With the files, which are kept open, and so locked, for as long as this lives.
+    mapped: Vec<MappedPart>,
 }
 
 impl GuestRam {
@@ -177,7 +179,7 @@ impl GuestRam {
             });
         }
         let memory = GuestMemoryMmap::from_regions(regions).map_err(|_| MemoryError::Region(0))?;
-        Ok(Self { memory, ranges, backing, size, kept: Vec::new() })
+        Ok(Self { memory, ranges, backing, size, mapped: Vec::new() })
     }
 
     /// What the RAM is made of.
@@ -195,9 +197,9 @@ impl GuestRam {
         &self.ranges
     }
 
-    /// Keeps `file` open, and with it its locks, for as long as this memory lives.
-    pub fn keep(&mut self, file: Arc<File>) {
-        self.kept.push(file);
+    /// What is mapped from files, with these files: to be kept for as long as anything is.
+    pub(super) fn take_mapped(&mut self) -> Vec<MappedPart> {
+        std::mem::take(&mut self.mapped)
     }
 
     /// Checked access for devices and boot structures. A clone must not outlive this: the machine
@@ -246,7 +248,7 @@ impl GuestRam {
 
     /// Maps `length` bytes of `file`, privately and copy-on-write, over the RAM at `guest`: those
     /// parts that the host has in 2 MiB pages, whose guest-physical ranges are returned. The rest
-    /// stays as it was.
+    /// stays as it was. `file` is kept open, and with it its locks, for as long as it is mapped.
     ///
     /// All numbers must be multiples of 2 MiB.
     ///
@@ -255,7 +257,7 @@ impl GuestRam {
     pub fn map_file(
         &mut self,
         guest: u64,
-        file: &File,
+        file: &Arc<File>,
         file_offset: u64,
         length: u64,
     ) -> Result<Vec<Range<u64>>, MemoryError> {
@@ -268,13 +270,23 @@ impl GuestRam {
         // Looked at elsewhere first: what is not in huge pages leaves the RAM there untouched.
         let huge = mapping::in_huge_pages(file, file_offset, length).map_err(error)?;
         let start = guest - ram.guest.start;
+        let mut mapped = Vec::new();
         for part in &huge {
             let place = start + part.start..start + part.end;
             // SAFETY: `&mut self` says that no landing zone is lent, and devices and vCPUs get
             // this memory only when a machine has taken it over.
             unsafe { ram.mapping.put_file(&place, file, file_offset + part.start) }
                 .map_err(error)?;
+            mapped.push(MappedPart {
+                guest: guest + part.start..guest + part.end,
+                place,
+                mapping: ram.mapping.clone(),
+                file: file.clone(),
+                file_offset: file_offset + part.start,
+                backing: self.backing,
+            });
         }
+        self.mapped.extend(mapped);
         Ok(huge.into_iter().map(|part| guest + part.start..guest + part.end).collect())
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! A machine is built in two steps, so that the first can go on while an image is being loaded:
 //! [`Processors::create`] needs only where RAM is, [`Machine::assemble`] takes RAM over with the
-//! image in it. From then on nothing but the guest and its devices touches guest memory.
+//! image in it. From then on nothing but the guest and its devices touches guest memory, and
+//! [`settle`] while these stand still.
 
 pub mod acpi;
 pub mod boot;
@@ -13,12 +14,15 @@ pub mod event;
 mod event_loop;
 pub mod kvm;
 pub mod layout;
+mod mapped;
 pub mod mapping;
 pub mod memory;
 pub mod outcome;
 pub mod processors;
 pub mod registers;
 pub mod routes;
+pub mod running;
+pub mod settle;
 mod signals;
 pub mod stats;
 pub mod terminal;
@@ -45,6 +49,7 @@ use self::outcome::Outcome;
 use self::processors::Processors;
 use self::registers::Entry;
 use self::routes::RouteTable;
+use self::settle::Settled;
 use self::stats::{KvmStats, StatsFile};
 use self::vcpu::Platform;
 use crate::host::footprint;
@@ -93,6 +98,8 @@ pub struct Life {
     pub outcome: Outcome,
     /// KVM's counters at its end.
     pub kvm: KvmStats,
+    /// How far what was mapped became its own memory, if anything was to.
+    pub settled: Option<Settled>,
     /// Bytes of memory that this process took beside the guest's while it still ran.
     pub overhead_bytes: Option<u64>,
 }
@@ -160,17 +167,19 @@ impl Machine {
         Ok(Self { vcpus, platform, serial, rng, events, stats, ram, _slots: slots })
     }
 
-    /// Runs the guest until its life ends; standard input is its console.
+    /// Runs the guest until its life ends; standard input is its console. What is mapped from files
+    /// becomes memory of the guest's own meanwhile if `settle` says so.
     ///
     /// # Errors
     /// A processor that cannot go on for a reason that is not the guest's, or the host's refusal.
-    pub fn run(mut self) -> Result<Life, MachineError> {
+    pub fn run(mut self, settle: bool) -> Result<Life, MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
-        event_loop::run(&self, vcpus)
+        let mapped = if settle { self.ram.take_mapped() } else { Vec::new() };
+        event_loop::run(&self, vcpus, mapped)
     }
 
     /// What running has cost so far; `outcome` is how it ended.
-    fn account(&self, outcome: Outcome) -> Life {
+    fn account(&self, outcome: Outcome, settled: Option<Settled>) -> Life {
         let mut kvm = KvmStats::default();
         for file in &self.stats {
             if let Err(error) = file.add_to(&mut kvm) {
@@ -178,7 +187,7 @@ impl Machine {
             }
         }
         let guest: Vec<_> = self.ram.ranges().iter().map(RamRange::host).collect();
-        Life { outcome, kvm, overhead_bytes: footprint::resident_except(&guest) }
+        Life { outcome, kvm, settled, overhead_bytes: footprint::resident_except(&guest) }
     }
 }
 

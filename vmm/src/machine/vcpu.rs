@@ -1,18 +1,14 @@
-//! A virtual processor: its thread, and what it does on each exit.
+//! A virtual processor: what its thread does on each exit.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
 
 use devices::bus::Bus;
 use devices::ioapic::Ioapic;
 use kvm_ioctls::{VcpuExit, VcpuFd};
-use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
 
 use super::event::{EventSender, MachineEvent};
 use super::routes::RouteTable;
+use super::running::{RunningVcpus, Turnstile};
 
 /// What the vCPU threads share.
 #[derive(Debug, Clone)]
@@ -27,79 +23,21 @@ pub struct Platform {
     pub events: EventSender,
 }
 
-/// The running vCPUs of a machine; stops them when dropped.
-#[derive(Debug)]
-pub struct RunningVcpus {
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
-    done: std::sync::mpsc::Receiver<()>,
-}
-
-/// The signal that gets a thread out of the guest.
-fn kick_signal() -> i32 {
-    vmm_sys_util::signal::SIGRTMIN()
-}
-
-extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // Its arrival is all that matters: KVM_RUN returns.
-}
-
 /// Starts a thread for each vCPU.
 ///
 /// # Errors
 /// No thread, or no signal handler.
 pub fn start(vcpus: Vec<VcpuFd>, platform: &Platform) -> std::io::Result<RunningVcpus> {
-    register_signal_handler(kick_signal(), on_kick)?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let (sender, done) = channel();
-    // Made first: should a thread not start, dropping it stops those that did.
-    let mut running = RunningVcpus { stop: stop.clone(), threads: Vec::new(), done };
-    for (index, vcpu) in vcpus.into_iter().enumerate() {
-        let (platform, stop, sender) = (platform.clone(), stop.clone(), sender.clone());
-        let thread = std::thread::Builder::new()
-            .name(format!("vcpu{index}"))
-            .stack_size(128 << 10)
-            .spawn(move || {
-                // A parent may have blocked it, and masks are inherited.
-                if let Err(error) = unblock_signal(kick_signal()) {
-                    log::warn!("vCPU {index} cannot be stopped promptly: {error:?}");
-                }
-                run(index, vcpu, &platform, &stop);
-                drop(sender);
-            })?;
-        running.threads.push(thread);
-    }
-    drop(sender);
-    Ok(running)
-}
-
-impl Drop for RunningVcpus {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        // A kick that arrives just before KVM_RUN is lost; so kick until all have gone.
-        while !self.threads.iter().all(JoinHandle::is_finished) {
-            for thread in self.threads.iter().filter(|thread| !thread.is_finished()) {
-                // Fails only for a thread that has just ended.
-                let _ = thread.kill(kick_signal());
-            }
-            if self.done.recv_timeout(Duration::from_millis(1))
-                == Err(RecvTimeoutError::Disconnected)
-            {
-                break;
-            }
-        }
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                log::error!("a vCPU thread panicked");
-            }
-        }
-    }
+    RunningVcpus::start(vcpus.into_iter().enumerate().map(|(index, vcpu)| {
+        let platform = platform.clone();
+        move |turnstile: &Turnstile| run(index, vcpu, &platform, turnstile)
+    }))
 }
 
 /// Runs one vCPU until it is stopped or cannot go on.
-fn run(index: usize, mut vcpu: VcpuFd, platform: &Platform, stop: &AtomicBool) {
-    while !stop.load(Ordering::Acquire) && !platform.events.ended() {
-        let event = match vcpu.run() {
+fn run(index: usize, mut vcpu: VcpuFd, platform: &Platform, turnstile: &Turnstile) {
+    while turnstile.pass() && !platform.events.ended() {
+        let event = match turnstile.in_guest(|| vcpu.run()) {
             Ok(exit) => handle(exit, platform),
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => None,
             Err(error) => Some(Fault::Run(error)),
