@@ -3,6 +3,7 @@
 //! - [`image`]: the manifest (the landing plan), and the import of kernels and ramdisks into it;
 //! - [`store`]: the embedded store on local disk;
 //! - [`transport`]: the one interface through which a client sees any store;
+//! - [`protocol`]: the memcached protocol, as bytes;
 //! - [`client`]: resolves a name and loads the chunks of an image, each verified.
 #![forbid(unsafe_code)]
 
@@ -10,6 +11,7 @@ pub mod client;
 pub mod image;
 pub mod key;
 mod parallel;
+pub mod protocol;
 pub mod store;
 pub mod transport;
 
