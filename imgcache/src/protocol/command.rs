@@ -241,6 +241,8 @@ pub struct Meta<'a> {
     pub client_flags: u32,
     /// `C`.
     pub cas: Option<u64>,
+    /// `E`, which memcached has from 1.6.21 on: the CAS value that the item is to get.
+    pub new_cas: Option<u64>,
     /// `J`.
     pub initial: u64,
     /// `D`.

@@ -15,8 +15,9 @@ fn noreply(quiet: bool) -> &'static str {
     if quiet { " noreply" } else { "" }
 }
 
-fn hex(bytes: &[u8]) -> impl std::fmt::Display + '_ {
-    std::fmt::from_fn(move |f| bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}")))
+/// The hexadecimal digits of an image's id.
+fn hex(image: &[u8; 32]) -> impl std::fmt::Display {
+    blake3::Hash::from_bytes(*image).to_hex()
 }
 
 fn put_get(out: &mut Vec<u8>, get: &Get<'_>) {

@@ -42,6 +42,7 @@ fn flags<'a>(words: &Words<'a>) -> Result<(Meta<'a>, Option<u8>), Refusal> {
         recache: None,
         client_flags: 0,
         cas: None,
+        new_cas: None,
         initial: 0,
         delta: 1,
     };
@@ -74,6 +75,10 @@ fn flags<'a>(words: &Words<'a>) -> Result<(Meta<'a>, Option<u8>), Refusal> {
             },
             b'C' => match token::unsigned(value) {
                 Some(cas) => meta.cas = Some(cas),
+                None => wrong = Some(Refusal::BadToken),
+            },
+            b'E' => match token::unsigned(value) {
+                Some(cas) => meta.new_cas = Some(cas),
                 None => wrong = Some(Refusal::BadToken),
             },
             b'J' => match token::unsigned(value) {

@@ -77,7 +77,7 @@ fn number() -> impl Strategy<Value = String> {
 fn meta_flag() -> impl Strategy<Value = String> {
     prop_oneof![
         4 => "[bcfhklqstuvIPL]",
-        2 => ("[NTRFCJD]", number()).prop_map(|(flag, number)| format!("{flag}{number}")),
+        2 => ("[NTRFCEJD]", number()).prop_map(|(flag, number)| format!("{flag}{number}")),
         1 => "[OM][a-zA-Z0-9+-]{0,34}",
         1 => "[ -~]{0,3}",
     ]
@@ -260,7 +260,8 @@ fn flags_of_meta_commands() {
         ("mg k s s", Refusal::DuplicateFlag),
         ("mg k \u{e9}", Refusal::DuplicateFlag),
         ("mg k S1", Refusal::UnknownFlag),
-        ("mg k E1", Refusal::UnknownFlag),
+        ("mg k x", Refusal::UnknownFlag),
+        ("ms k 1 E", Refusal::BadToken),
         ("mg k Tx", Refusal::BadToken),
         ("mg k Fx", Refusal::BadFormat),
         ("mg k M", Refusal::ModeLength),
@@ -296,7 +297,7 @@ fn lines_have_a_limit() {
     assert_eq!(run(&[&vec![b'x'; MAX_LINE]]), [""; 0]);
     // The end of the line is no part of it, even while only half of it has come.
     let (cut, whole) = (line(MAX_LINE), line(MAX_LINE));
-    assert!(run(&[&cut[..MAX_LINE + 1], b"\n"]) == run(&[&whole]));
+    assert!(run(&[&cut[..=MAX_LINE], b"\n"]) == run(&[&whole]));
 
     let get = ["get", &" key".repeat(1000), "\r\n"].concat();
     assert!(run(&[get.as_bytes()])[0].starts_with("Get"));
