@@ -5,11 +5,16 @@
 //! - [`transport`]: the one interface through which a client sees any store;
 //! - [`protocol`]: the memcached protocol, as bytes;
 //! - [`client`]: resolves a name and loads the chunks of an image, each verified.
-#![forbid(unsafe_code)]
+//! - [`index`]: the table in which a storage node lists what it holds, and how it is read from afar;
+//! - `node`: the storage node (feature `node`).
+#![deny(unsafe_code)]
 
 pub mod client;
 pub mod image;
+pub mod index;
 pub mod key;
+#[cfg(feature = "node")]
+pub mod node;
 mod parallel;
 pub mod protocol;
 pub mod store;
