@@ -4,10 +4,12 @@
 //! - [`slab`]: which parts of it belong to which size of item;
 //! - [`sieve`]: which item goes when there is no room;
 //! - [`lease`]: what keeps items from going;
-//! - [`cache`]: all of it behind memcached's operations, for any number of threads.
+//! - [`cache`]: all of it behind memcached's operations, for any number of threads;
+//! - [`server`]: what clients reach it by.
 
 pub mod arena;
 pub mod cache;
 pub mod lease;
+pub mod server;
 pub mod sieve;
 pub mod slab;

@@ -102,6 +102,11 @@ pub struct Get<'a> {
 }
 
 impl<'a> Get<'a> {
+    /// Bytes at the end of the line that hold the keys, and spaces.
+    pub fn keys_length(&self) -> usize {
+        self.keys.len()
+    }
+
     /// The keys.
     pub fn keys(&self) -> impl Iterator<Item = &'a [u8]> + use<'a> {
         token::words(self.keys)

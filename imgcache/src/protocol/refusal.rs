@@ -78,6 +78,9 @@ pub enum Refusal {
     /// `cache_memlimit`: the memory has the size that the program was started with.
     #[error("MEMLIMIT_ADJUST_FAILED out of bounds or unable to adjust")]
     MemoryLimit,
+    /// A line without an end, after which the connection ends.
+    #[error("CLIENT_ERROR line too long")]
+    LineTooLong,
     /// A list of index keys that is not a multiple of 16 bytes, or too long.
     #[error("CLIENT_ERROR a key list has a multiple of 16 bytes, at most {MAX_KEY_LIST}")]
     KeyList,
