@@ -33,6 +33,8 @@ use mapping::Mapping;
 pub const SLAB_BYTES: usize = 2 << 20;
 /// How much is populated at a time, so that it can be stopped.
 const POPULATE_BYTES: usize = 32 << 20;
+/// After how much progress is told.
+const PROGRESS_BYTES: usize = 16 << 30;
 
 /// Why there is no arena.
 #[derive(Debug, thiserror::Error)]
@@ -203,17 +205,26 @@ impl Arena {
         self.mapping.claim(offset, capacity, length)
     }
 
-    /// Takes all pages from the system, part by part, until `stop`. Returns how many bytes it took.
+    /// Bytes taken beside the memory, to know which parts of it have an owner.
+    pub fn overhead(&self) -> u64 {
+        ((self.layout.length - self.layout.content) / GRANULE / 8) as u64
+    }
+
+    /// Takes all pages from the system, part by part, until `stop`; tells `progress` after each 16 GiB
+    /// how many bytes it took. Returns how many there were in the end.
     ///
     /// # Errors
     /// There is not enough memory, or the kernel cannot do it; what is missing is then taken when it
     /// is used.
-    pub fn populate(&self, stop: &AtomicBool) -> io::Result<usize> {
+    pub fn populate(&self, stop: &AtomicBool, progress: impl Fn(usize)) -> io::Result<usize> {
         let mut done = 0;
         while done < self.layout.length && !stop.load(Ordering::Relaxed) {
             let part = POPULATE_BYTES.min(self.layout.length - done);
             self.mapping.populate(done, part, !self.file)?;
             done += part;
+            if done.is_multiple_of(PROGRESS_BYTES) {
+                progress(done);
+            }
         }
         Ok(done)
     }

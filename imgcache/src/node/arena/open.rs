@@ -17,7 +17,7 @@ use super::{Arena, ArenaError, Backing, BackingChoice, Layout};
 #[derive(Debug)]
 pub struct Opened {
     /// The memory.
-    pub arena: Arena,
+    pub arena: Arc<Arena>,
     /// Its pages.
     pub backing: Backing,
     /// Why they are none better.
@@ -71,6 +71,7 @@ pub fn open(
         }
         _ => (fresh, Vec::new()),
     };
+    let arena = Arc::new(arena);
     Ok(Opened { arena, backing, fallbacks, previous, header, lock })
 }
 

@@ -5,7 +5,9 @@ use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex};
 
 use super::time::{Expires, Now};
+use super::write::Filled;
 use crate::node::arena::Slot;
+use crate::node::lease::Holdable;
 use crate::node::slab::Place;
 use crate::parallel::lock;
 
@@ -74,24 +76,17 @@ impl DerefMut for Reservation {
 
 /// The content of an item; never changed. Its memory is given back when the last user drops it.
 #[derive(Debug)]
-pub(crate) struct Content {
+pub(super) struct Content {
     pub(super) block: Block,
     /// XXH3-128 of the bytes.
     pub(super) hash: u128,
     /// How many leases hold it; changed under the cache's lock.
-    pub(crate) leases: AtomicU32,
+    leases: AtomicU32,
     /// How many images' pins hold it; changed under the cache's lock.
-    pub(crate) pins: AtomicU32,
+    pins: AtomicU32,
 }
 
 impl Content {
-    /// What was filled in.
-    pub fn new(mut reservation: Reservation) -> Self {
-        let hash = twox_hash::XxHash3_128::oneshot(&reservation);
-        reservation.block.give_back.returned.published = true;
-        Self { block: reservation.block, hash, leases: AtomicU32::new(0), pins: AtomicU32::new(0) }
-    }
-
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {
         self.block.slot.bytes()
@@ -100,6 +95,32 @@ impl Content {
     /// Where they are.
     pub fn place(&self) -> Place {
         self.block.give_back.returned.place
+    }
+}
+
+impl From<Filled> for Content {
+    fn from(filled: Filled) -> Self {
+        let Filled { reservation: Reservation { mut block }, hash } = filled;
+        block.give_back.returned.published = true;
+        Self { block, hash, leases: AtomicU32::new(0), pins: AtomicU32::new(0) }
+    }
+}
+
+impl Holdable for Content {
+    fn offset(&self) -> usize {
+        self.block.slot.offset()
+    }
+
+    fn capacity(&self) -> u64 {
+        self.block.slot.capacity() as u64
+    }
+
+    fn leases(&self) -> &AtomicU32 {
+        &self.leases
+    }
+
+    fn pins(&self) -> &AtomicU32 {
+        &self.pins
     }
 }
 
