@@ -20,13 +20,14 @@ fn parse(content: &[u8]) -> Option<u64> {
 }
 
 impl State {
-    /// Stores `value`; short enough to be done under the lock.
+    /// Stores `value`, in place of an item that was to expire at `previous` if there is one; short
+    /// enough to be done under the lock.
     fn store_number(
         &mut self,
         key: &Key,
         value: u64,
         attributes: &Attributes,
-        bits: u8,
+        previous: Option<Expires>,
         now: Now,
     ) -> Result<ArithmeticOutcome, StoreError> {
         let digits = value.to_string();
@@ -39,7 +40,7 @@ impl State {
         // An item that expires at once could not be looked at; its answer needs it.
         let expired = attributes.expires.is_past(now);
         let kept = if expired { Expires::NEVER } else { attributes.expires };
-        self.commit(key, filled, &Attributes { expires: kept, ..*attributes }, bits, now)?;
+        self.commit(key, filled, &Attributes { expires: kept, ..*attributes }, 0, now)?;
         let item = self.table.find(key.index()).and_then(|id| {
             let item = self.item(id);
             if expired {
@@ -49,7 +50,8 @@ impl State {
         });
         Ok(item.map_or(ArithmeticOutcome::NotFound, |mut item| {
             item.expires = attributes.expires;
-            ArithmeticOutcome::Value { value, item }
+            item.previous_expires = previous.unwrap_or(Expires::NEVER);
+            ArithmeticOutcome::Value { value, item, created: previous.is_none() }
         }))
     }
 
@@ -74,7 +76,7 @@ impl State {
                 return Ok(ArithmeticOutcome::NotFound);
             };
             let attributes = Attributes { expires, cas, ..Attributes::default() };
-            return self.store_number(key, value, &attributes, 0, now);
+            return self.store_number(key, value, &attributes, None, now);
         };
         if request.compare.is_some_and(|compare| compare != old.cas) {
             self.counts.cas_mismatches += 1;
@@ -87,7 +89,7 @@ impl State {
         };
         let expires = request.touch.unwrap_or(old.expires);
         let attributes = Attributes { flags: old.flags, expires, cas, ..Attributes::default() };
-        self.store_number(key, value, &attributes, 0, now)
+        self.store_number(key, value, &attributes, Some(old.expires), now)
     }
 }
 

@@ -144,6 +144,7 @@ pub struct Item {
     pub(super) flags: u32,
     pub(super) cas: u64,
     pub(super) expires: Expires,
+    pub(super) previous_expires: Expires,
     pub(super) last_access: u32,
     pub(super) fetched: bool,
     pub(super) stale: bool,
@@ -169,6 +170,11 @@ impl Item {
     /// When it expires, after what this operation did to it.
     pub fn expires(&self) -> Expires {
         self.expires
+    }
+
+    /// When it was to expire before this operation.
+    pub fn previous_expires(&self) -> Expires {
+        self.previous_expires
     }
 
     /// The unix second of the access before this one, or of the storing.

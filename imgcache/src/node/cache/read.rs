@@ -88,7 +88,12 @@ impl State {
         record.expires = expires;
         record.set(PLACEHOLDER | TOKEN, true);
         let id = self.put(record)?;
-        Ok(self.item(id).map(|item| Item { win: Win::Won, ..item }))
+        Ok(self.item(id).map(|item| Item {
+            win: Win::Won,
+            // Flags in front of the one that made it see an item that never expires.
+            previous_expires: Expires::NEVER,
+            ..item
+        }))
     }
 }
 

@@ -103,6 +103,8 @@ pub enum ArithmeticOutcome {
         value: u64,
         /// The item as it is now.
         item: Item,
+        /// There was none before.
+        created: bool,
     },
     /// There is no item.
     NotFound,

@@ -296,6 +296,7 @@ impl State {
             flags: record.flags,
             cas: record.cas,
             expires: record.expires,
+            previous_expires: record.expires,
             last_access: record.accessed,
             fetched: record.has(FETCHED),
             stale: record.has(STALE),

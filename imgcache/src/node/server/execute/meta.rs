@@ -17,7 +17,7 @@ fn facts(item: &Item, now: Now) -> Facts {
         size: item.bytes().len(),
         cas: item.cas(),
         client_flags: item.flags(),
-        old_ttl: item.expires().remaining(now),
+        old_ttl: item.previous_expires().remaining(now),
         ttl: item.expires().remaining(now),
         idle: item.idle(now),
         was_hit: item.fetched(),
@@ -162,9 +162,9 @@ pub(super) fn arithmetic(
     };
     let key = Key::new(&meta.key.bytes());
     match shared.cache.arithmetic(&key, &request, now) {
-        Ok(ArithmeticOutcome::Value { value, item }) => {
+        Ok(ArithmeticOutcome::Value { value, item, created }) => {
             // As in memcached, an item that had to be made is told of in any case.
-            if meta.quiet {
+            if meta.quiet && !created {
                 return;
             }
             let value = value.to_string();
