@@ -2,14 +2,25 @@
 //!
 //! - [`image`]: the manifest (the landing plan), and the import of kernels and ramdisks into it;
 //! - [`store`]: the embedded store on local disk;
+//! - [`record`]: how images are kept as memcached items;
+//! - [`cluster`]: which nodes make up a distributed cache, and which of them hold what;
 //! - [`transport`]: the one interface through which a client sees any store;
-//! - [`client`]: resolves a name and loads the chunks of an image, each verified.
-#![forbid(unsafe_code)]
+//! - [`protocol`]: the memcached protocol, as bytes;
+//! - [`client`]: resolves a name and loads the chunks of an image, each verified;
+//! - [`index`]: the table in which a storage node lists what it holds, and how it is read from afar;
+//! - `node`: the storage node (feature `node`).
+#![deny(unsafe_code)]
 
 pub mod client;
+pub mod cluster;
 pub mod image;
+pub mod index;
 pub mod key;
+#[cfg(feature = "node")]
+pub mod node;
 mod parallel;
+pub mod protocol;
+pub mod record;
 pub mod store;
 pub mod transport;
 

@@ -1,0 +1,42 @@
+//! The index of a storage node: a fixed table that remote readers read while the node writes it.
+//!
+//! - [`entry`]: one entry, 64 bytes, which carries all that is needed to verify it;
+//! - [`table`]: how many buckets there are, and in which two a key may be;
+//! - [`reader`]: what a reader accepts, and when it gives up and asks the node.
+
+pub mod entry;
+pub mod reader;
+pub mod table;
+
+use std::fmt;
+
+/// What the index calls an item: the first 16 bytes of the BLAKE3 hash of its memcached key.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IndexKey(pub [u8; 16]);
+
+impl IndexKey {
+    /// The index key of the memcached key `key`.
+    pub fn of(key: &[u8]) -> Self {
+        let mut first = [0; 16];
+        first.copy_from_slice(&blake3::hash(key).as_bytes()[..16]);
+        Self(first)
+    }
+
+    /// The two halves, little-endian.
+    pub(crate) fn halves(self) -> (u64, u64) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p]))
+    }
+}
+
+impl fmt::Display for IndexKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for IndexKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "IndexKey({self})")
+    }
+}

@@ -1,0 +1,220 @@
+//! Memory on its way through the cache: reserved, filled, published, read, given back.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, Mutex};
+
+use super::time::{Expires, Now};
+use super::write::Filled;
+use crate::node::arena::Slot;
+use crate::node::lease::Holdable;
+use crate::node::slab::Place;
+use crate::parallel::lock;
+
+/// Places whose last user is gone, until the allocator looks. A lock of its own, held for one push,
+/// so that an item can be dropped anywhere, also where the cache is locked.
+#[derive(Debug, Default)]
+pub(super) struct Returns(Mutex<Vec<Returned>>);
+
+/// A place that came back.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Returned {
+    pub place: Place,
+    /// Whether remote readers may know it.
+    pub published: bool,
+}
+
+impl Returns {
+    /// Takes what came back, in exchange for an empty vector.
+    pub fn take(&self, into: &mut Vec<Returned>) {
+        into.clear();
+        std::mem::swap(&mut *lock(&self.0), into);
+    }
+}
+
+/// Hands a place back when it is dropped.
+#[derive(Debug)]
+pub(super) struct GiveBack {
+    pub returned: Returned,
+    pub returns: Arc<Returns>,
+}
+
+impl Drop for GiveBack {
+    fn drop(&mut self) {
+        lock(&self.returns.0).push(self.returned);
+    }
+}
+
+/// A slot and the promise to hand its place back. The slot is the first field, because fields are
+/// dropped in order: the place must not come back before its bytes are free.
+#[derive(Debug)]
+pub(super) struct Block {
+    pub slot: Slot,
+    pub give_back: GiveBack,
+}
+
+/// Memory for the content of one item, exactly as long as asked for, to be filled and stored. Given
+/// back when dropped instead. What it holds at first is left from earlier items.
+#[derive(Debug)]
+pub struct Reservation {
+    pub(super) block: Block,
+}
+
+impl Deref for Reservation {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        self.block.slot.bytes()
+    }
+}
+
+impl DerefMut for Reservation {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.block.slot.bytes_mut()
+    }
+}
+
+/// The content of an item; never changed. Its memory is given back when the last user drops it.
+#[derive(Debug)]
+pub(super) struct Content {
+    pub(super) block: Block,
+    /// XXH3-128 of the bytes.
+    pub(super) hash: u128,
+    /// How many leases hold it; changed under the cache's lock.
+    leases: AtomicU32,
+    /// How many images' pins hold it; changed under the cache's lock.
+    pins: AtomicU32,
+}
+
+impl Content {
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.block.slot.bytes()
+    }
+
+    /// Where they are.
+    pub fn place(&self) -> Place {
+        self.block.give_back.returned.place
+    }
+}
+
+impl From<Filled> for Content {
+    fn from(filled: Filled) -> Self {
+        let Filled { reservation: Reservation { mut block }, hash } = filled;
+        block.give_back.returned.published = true;
+        Self { block, hash, leases: AtomicU32::new(0), pins: AtomicU32::new(0) }
+    }
+}
+
+impl Holdable for Content {
+    fn offset(&self) -> usize {
+        self.block.slot.offset()
+    }
+
+    fn capacity(&self) -> u64 {
+        self.block.slot.capacity() as u64
+    }
+
+    fn leases(&self) -> &AtomicU32 {
+        &self.leases
+    }
+
+    fn pins(&self) -> &AtomicU32 {
+        &self.pins
+    }
+}
+
+/// Who may renew a stale item, or one that is about to expire (meta protocol `W` and `Z`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Win {
+    /// Nobody needs to.
+    #[default]
+    Nobody,
+    /// This caller: it was the first.
+    Won,
+    /// Somebody else, who was told before.
+    Taken,
+}
+
+/// An item as it was found. Its content stays what it is, in its place, for as long as any clone
+/// lives, whatever happens to the item meanwhile.
+#[derive(Debug, Clone)]
+pub struct Item {
+    pub(super) content: Arc<Content>,
+    pub(super) flags: u32,
+    pub(super) cas: u64,
+    pub(super) expires: Expires,
+    pub(super) previous_expires: Expires,
+    pub(super) last_access: u32,
+    pub(super) fetched: bool,
+    pub(super) stale: bool,
+    pub(super) win: Win,
+}
+
+impl Item {
+    /// The content.
+    pub fn bytes(&self) -> &[u8] {
+        self.content.bytes()
+    }
+
+    /// Client flags.
+    pub fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    /// The CAS value.
+    pub fn cas(&self) -> u64 {
+        self.cas
+    }
+
+    /// When it expires, after what this operation did to it.
+    pub fn expires(&self) -> Expires {
+        self.expires
+    }
+
+    /// When it was to expire before this operation.
+    pub fn previous_expires(&self) -> Expires {
+        self.previous_expires
+    }
+
+    /// The unix second of the access before this one, or of the storing.
+    pub fn last_access(&self) -> u32 {
+        self.last_access
+    }
+
+    /// Seconds since the access before this one.
+    pub fn idle(&self, now: Now) -> u32 {
+        now.unix.saturating_sub(self.last_access)
+    }
+
+    /// Whether it had been fetched before this.
+    pub fn fetched(&self) -> bool {
+        self.fetched
+    }
+
+    /// Whether it is marked stale.
+    pub fn stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Who may renew it.
+    pub fn win(&self) -> Win {
+        self.win
+    }
+
+    /// XXH3-128 of the content.
+    pub fn hash(&self) -> u128 {
+        self.content.hash
+    }
+
+    /// Bytes of memory that the content takes.
+    pub fn capacity(&self) -> usize {
+        self.content.block.slot.capacity()
+    }
+}
+
+impl AsRef<[u8]> for Item {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}

@@ -1,0 +1,85 @@
+//! The cache: memcached's operations on items that lie in the arena and are listed in the index.
+//!
+//! One lock guards everything but content. It is held for as long as a lookup takes; content is
+//! copied, hashed and compared outside of it, which memory with one owner ([`Reservation`]) or with
+//! any number of readers and no writer ([`Item`]) allows. What an item takes beside the arena is said
+//! in `table.rs`.
+
+mod arithmetic;
+mod config;
+mod counters;
+mod error;
+mod hold;
+mod item;
+mod key;
+mod maintenance;
+mod memory;
+mod open;
+mod read;
+mod remove;
+mod report;
+mod request;
+mod restore;
+mod state;
+mod table;
+mod time;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+pub use config::{Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport};
+pub use counters::{
+    ClassStats, Counters, Counts, Granted, Held, LeaseInfo, Maintained, PinInfo, Placement,
+};
+pub use error::{CacheError, HoldError, ReserveError, StoreError};
+pub use item::{Item, Reservation, Win};
+pub use key::{CHUNK_FLAGS, Key, Kind, MANIFEST_FLAGS, NAME_FLAGS, PerKind};
+pub use request::{
+    Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, Direction, GetRequest,
+    StoreMode, StoreOutcome,
+};
+pub use time::{Expires, Now};
+
+use crate::node::arena::Arena;
+use crate::node::slab::Class;
+use crate::parallel::lock;
+use maintenance::Populating;
+use state::State;
+
+/// The cache. Any number of threads may use it at once: each operation takes one lock, for a short
+/// time, and copies and hashes content outside of it.
+#[derive(Debug)]
+pub struct Cache {
+    state: Mutex<State>,
+    arena: Arc<Arena>,
+    report: OpenReport,
+    max_item_bytes: usize,
+    /// Ends when the cache is dropped.
+    _populating: Option<Populating>,
+    /// Locked while the cache is there.
+    _file: Option<File>,
+}
+
+impl Cache {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Memory for `length` bytes of content; evicts for it what is needed. Nothing is taken before
+    /// the length is checked.
+    ///
+    /// # Errors
+    /// Too large, or all memory is in use.
+    pub fn reserve(&self, length: usize, now: Now) -> Result<Reservation, ReserveError> {
+        let too_large = ReserveError::TooLarge { length, limit: self.max_item_bytes };
+        if length > self.max_item_bytes {
+            return Err(too_large);
+        }
+        let class = Class::for_length(length).ok_or(too_large)?;
+        self.lock().reserve(class, length, now)
+    }
+}

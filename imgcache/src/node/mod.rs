@@ -1,0 +1,15 @@
+//! The storage node: memory in which items are kept so that remote readers can read them.
+//!
+//! - [`arena`]: the memory, and the one place with unsafe code;
+//! - [`slab`]: which parts of it belong to which size of item;
+//! - [`sieve`]: which item goes when there is no room;
+//! - [`lease`]: what keeps items from going;
+//! - [`cache`]: all of it behind memcached's operations, for any number of threads;
+//! - [`server`]: what clients reach it by.
+
+pub mod arena;
+pub mod cache;
+pub mod lease;
+pub mod server;
+pub mod sieve;
+pub mod slab;

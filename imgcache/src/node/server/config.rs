@@ -1,0 +1,72 @@
+//! How the server is set up.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::node::cache::MAX_ITEM_BYTES;
+
+/// What the server is to be like.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// TCP addresses to listen on; port 0 takes any free one.
+    pub listen: Vec<SocketAddr>,
+    /// A unix socket to listen on.
+    pub unix: Option<UnixConfig>,
+    /// Where metrics and health are served.
+    pub http: Option<SocketAddr>,
+    /// With TLS on all TCP addresses.
+    pub tls: Option<TlsConfig>,
+    /// Connections at once.
+    pub max_connections: usize,
+    /// How long a connection may be without a request.
+    pub idle_timeout: Option<Duration>,
+    /// How long a connection may keep a request unfinished or a reply unread.
+    pub stall_timeout: Duration,
+    /// How long ending waits for leases and requests.
+    pub drain_timeout: Duration,
+    /// The largest value that the cache takes, for statistics.
+    pub max_item_bytes: usize,
+    /// What this node calls itself.
+    pub node_name: String,
+    /// Threads that serve, for statistics.
+    pub threads: usize,
+}
+
+/// A unix socket.
+#[derive(Debug, Clone)]
+pub struct UnixConfig {
+    /// Its file, which is replaced if nobody listens there.
+    pub path: PathBuf,
+    /// Its permissions.
+    pub mode: u32,
+}
+
+/// The files of TLS, in PEM.
+#[derive(Debug, Clone)]
+pub struct TlsConfig {
+    /// The certificate and those that lead to its authority.
+    pub certificates: PathBuf,
+    /// Its key.
+    pub key: PathBuf,
+    /// Authorities of client certificates, which are then required.
+    pub client_authorities: Option<PathBuf>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 11211))],
+            unix: None,
+            http: None,
+            tls: None,
+            max_connections: 16_384,
+            idle_timeout: None,
+            stall_timeout: Duration::from_mins(1),
+            drain_timeout: Duration::from_secs(30),
+            max_item_bytes: MAX_ITEM_BYTES,
+            node_name: "imgcached".to_owned(),
+            threads: 1,
+        }
+    }
+}

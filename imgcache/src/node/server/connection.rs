@@ -1,0 +1,305 @@
+//! One connection: reads requests, has them carried out, sends the replies, in turns.
+//!
+//! Nothing is read while there is something to be sent, and nothing more is answered than
+//! [`Output`] takes: a client that does not read makes its own requests wait and nothing grow. After
+//! [`TURN_REQUESTS`] requests the others get their turn. Buffers are given back while nothing
+//! happens.
+
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::Shared;
+use super::connections::{Registered, State};
+use super::execute::{self, Keys, Next};
+use super::input::Input;
+use super::output::{Output, SLICES};
+use super::stream::Stream;
+use super::transfer::Transfer;
+use crate::node::cache::Now;
+use crate::protocol::{Decoder, Refusal, Step, Violation, reply};
+
+/// Requests of one connection before others get their turn.
+const TURN_REQUESTS: usize = 64;
+
+/// How a connection ended.
+#[derive(Debug)]
+enum End {
+    /// By the client, or by `quit`.
+    Closed,
+    /// By the server: idle, stalled or drained.
+    Kicked,
+    /// For what was sent.
+    Violation(Violation),
+    /// No memory for a long line.
+    OutOfMemory,
+    /// By an error.
+    Error(io::Error),
+}
+
+impl From<io::Error> for End {
+    fn from(error: io::Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+/// What a turn of work ended with.
+enum Turn {
+    /// More input is needed.
+    Read,
+    /// The output must be sent first, or others be let on.
+    Again { is_long: bool },
+    /// The connection ends when the output is sent.
+    Close(End),
+}
+
+struct Session {
+    stream: Stream,
+    shared: Arc<Shared>,
+    registered: Registered,
+    decoder: Decoder,
+    input: Input,
+    output: Output,
+    transfer: Option<Box<Transfer>>,
+    keys: Option<Keys>,
+}
+
+/// Serves a connection until it ends.
+pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Registered) {
+    let mut session = Session {
+        stream,
+        shared,
+        registered,
+        decoder: Decoder::default(),
+        input: Input::default(),
+        output: Output::default(),
+        transfer: None,
+        keys: None,
+    };
+    let end = match session.run().await {
+        Ok(never) => match never {},
+        Err(end) => end,
+    };
+    let Session { shared, stream, registered, .. } = &mut session;
+    let connection = &registered.connection;
+    match end {
+        End::Violation(violation) => {
+            shared.counters.violations.add_one();
+            shared.log.warn(|| format!("{}: closed: {violation}", connection.peer));
+        }
+        End::OutOfMemory => {
+            shared.counters.input_out_of_memory.add_one();
+            shared.log.warn(|| format!("{}: closed: no memory for long lines", connection.peer));
+        }
+        End::Kicked => tracing::debug!("{}: closed: idle, stalled or draining", connection.peer),
+        End::Error(error) => tracing::debug!("{}: {error}", connection.peer),
+        End::Closed => tracing::debug!("{}: closed by the client", connection.peer),
+    }
+    // Tells TLS clients that nothing was cut off; whoever does not listen is not waited for.
+    let shutdown = pin!(stream.shutdown());
+    let _ = tokio::time::timeout(super::GOODBYE, shutdown).await;
+}
+
+impl Session {
+    async fn run(&mut self) -> Result<std::convert::Infallible, End> {
+        loop {
+            let now = Now::system();
+            self.registered.connection.set_state(State::Parse);
+            let turn = self.work(now);
+            self.send().await?;
+            match turn {
+                Turn::Read => self.receive().await?,
+                Turn::Again { is_long: false } => {}
+                Turn::Again { is_long: true } => {
+                    self.shared.counters.yields.add_one();
+                    tokio::task::yield_now().await;
+                }
+                Turn::Close(end) => return Err(end),
+            }
+        }
+    }
+
+    /// Carries out what came, up to a bound.
+    fn work(&mut self, now: Now) -> Turn {
+        let Self { shared, decoder, input, output, transfer, keys, registered, .. } = self;
+        for _ in 0..TURN_REQUESTS {
+            if output.is_full() {
+                return Turn::Again { is_long: false };
+            }
+            if let Some(pending) = transfer {
+                let taken = pending.fill(input.bytes());
+                input.consume(taken);
+                let Some(end) = input.bytes().first_chunk::<2>() else { return Turn::Read };
+                if !pending.is_filled() {
+                    return Turn::Read;
+                }
+                let is_sound = end == reply::END_OF_LINE;
+                if !is_sound && end[1] != b'\n' {
+                    decoder.skip_line();
+                }
+                input.consume(2);
+                if let Some(pending) = transfer.take() {
+                    execute::finish(shared, *pending, is_sound, output, now);
+                }
+                continue;
+            }
+            if let Some(pending) = keys {
+                // One key counts like one request, and stays in the input until its turn.
+                let line = input.bytes().get(..pending.bytes).unwrap_or_default();
+                let (key, length) = first_key(line);
+                if key.is_empty() {
+                    execute::end_get(output);
+                    *keys = None;
+                    decoder.skip_line();
+                } else {
+                    execute::get(shared, pending, key, output, now);
+                    pending.bytes -= length;
+                }
+                input.consume(length);
+                continue;
+            }
+            let (consumed, next) = match decoder.step(input.bytes()) {
+                Step::More => return Turn::Read,
+                Step::Skip(length) => (length, Next::Done),
+                Step::Command(length, command) => {
+                    registered.connection.command(now.monotonic);
+                    match execute::execute(shared, &command, output, now) {
+                        Next::Get(begun) => {
+                            let line = input.bytes().get(..length).unwrap_or_default();
+                            *keys = Some(begun);
+                            (line_without_end(line) - begun.bytes, Next::Done)
+                        }
+                        next => (length, next),
+                    }
+                }
+                Step::Refused(length, refused) => {
+                    registered.connection.command(now.monotonic);
+                    execute::refuse(shared, refused, output);
+                    (length, Next::Done)
+                }
+                Step::Close(violation) => {
+                    if violation == Violation::LineTooLong {
+                        execute::refuse(shared, Refusal::LineTooLong.into(), output);
+                    }
+                    return Turn::Close(End::Violation(violation));
+                }
+            };
+            input.consume(consumed);
+            match next {
+                Next::Done | Next::Get(_) => {}
+                Next::Receive(begun) => *transfer = Some(begun),
+                Next::Skip(length) => decoder.skip_data(length),
+                Next::Close => return Turn::Close(End::Closed),
+            }
+        }
+        Turn::Again { is_long: true }
+    }
+
+    /// Sends all output.
+    async fn send(&mut self) -> Result<(), End> {
+        let Self { stream, shared, registered, output, .. } = self;
+        if output.is_empty() {
+            return Ok(());
+        }
+        let connection = &registered.connection;
+        connection.set_state(State::Write);
+        while !output.is_empty() {
+            let sent = {
+                let mut slices = [IoSlice::new(&[]); SLICES];
+                let count = output.slices(&mut slices);
+                let slices = slices.get(..count).unwrap_or_default();
+                tokio::select! {
+                    biased;
+                    sent = stream.write_vectored(slices) => sent?,
+                    () = connection.kicked() => return Err(End::Kicked),
+                }
+            };
+            if sent == 0 {
+                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+            }
+            output.advance(sent);
+            shared.counters.bytes_written.add(sent as u64);
+            connection.progress(Now::system().monotonic);
+        }
+        tokio::select! {
+            biased;
+            flushed = stream.flush() => flushed?,
+            () = connection.kicked() => return Err(End::Kicked),
+        }
+        Ok(())
+    }
+
+    /// Receives something, and gives buffers back while there is nothing.
+    async fn receive(&mut self) -> Result<(), End> {
+        loop {
+            let Self { stream, shared, registered, decoder, input, output, transfer, .. } = self;
+            let connection = &registered.connection;
+            let slot = transfer.as_mut().filter(|pending| !pending.is_filled());
+            let received = if let Some(pending) = slot {
+                let received = once(stream.read(pending.unfilled())).await;
+                if let Some(Ok(length)) = received {
+                    pending.advance(length);
+                }
+                received
+            } else {
+                let room = input.room(&shared.input_budget).ok_or(End::OutOfMemory)?;
+                once(stream.read_buf(room)).await
+            };
+            if let Some(received) = received {
+                let length = received?;
+                if length == 0 {
+                    return Err(End::Closed);
+                }
+                shared.counters.bytes_read.add(length as u64);
+                connection.progress(Now::system().monotonic);
+                return Ok(());
+            }
+            connection.set_state(if transfer.is_some() {
+                State::Nread
+            } else if !decoder.is_between_commands() {
+                State::Swallow
+            } else if input.bytes().is_empty() {
+                State::Read
+            } else {
+                State::Waiting
+            });
+            input.release();
+            output.release();
+            tokio::select! {
+                biased;
+                ready = stream.readable() => ready?,
+                () = connection.kicked() => return Err(End::Kicked),
+            }
+        }
+    }
+}
+
+/// The first word of `line`, and the bytes up to its end.
+fn first_key(line: &[u8]) -> (&[u8], usize) {
+    let start = line.iter().position(|&byte| byte != b' ').unwrap_or(line.len());
+    let behind = line.get(start..).unwrap_or_default();
+    let length = behind.iter().position(|&byte| byte == b' ').unwrap_or(behind.len());
+    (behind.get(..length).unwrap_or_default(), start + length)
+}
+
+/// Bytes of `line` without its end.
+fn line_without_end(line: &[u8]) -> usize {
+    let line = line.strip_suffix(b"\n").unwrap_or(line);
+    line.strip_suffix(b"\r").unwrap_or(line).len()
+}
+
+/// Looks at `future` once: `None` if it would have to wait.
+async fn once<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = pin!(future);
+    poll_fn(move |context| {
+        Poll::Ready(match future.as_mut().poll(context) {
+            Poll::Ready(output) => Some(output),
+            Poll::Pending => None,
+        })
+    })
+    .await
+}

@@ -1,0 +1,237 @@
+//! The memcached server of a storage node: listeners, connections, statistics, metrics, and an
+//! orderly end.
+//!
+//! - [`config`]: how it is set up;
+//! - `listen`, `tls`, `stream`: from an address to a byte stream;
+//! - `connection`, `input`, `output`, `transfer`: one connection;
+//! - `execute`: what the commands do;
+//! - `stats`, `metrics`, `http`: what can be seen of it.
+
+mod budget;
+mod config;
+mod connection;
+mod connections;
+mod counters;
+mod error;
+mod execute;
+mod files;
+mod http;
+mod input;
+mod listen;
+mod log;
+mod metrics;
+mod output;
+mod stats;
+mod stream;
+mod tls;
+mod transfer;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+
+pub use self::config::{ServerConfig, TlsConfig, UnixConfig};
+use self::connections::{Address, Connections};
+use self::counters::ServerCounters;
+pub use self::error::ServerError;
+pub use self::files::raise_open_files;
+use self::tls::Tls;
+pub use self::tls::TlsError;
+use crate::node::cache::{Cache, Now};
+
+/// Memory for long lines and lists of keys, of all connections together, in bytes.
+const INPUT_BUDGET: usize = 64 << 20;
+/// How long a connection's end may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// Time between looks at whether draining is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+
+/// What all connections share.
+#[derive(Debug)]
+struct Shared {
+    cache: Arc<Cache>,
+    config: ServerConfig,
+    addresses: Addresses,
+    counters: ServerCounters,
+    reset: stats::Reset,
+    connections: Arc<Connections>,
+    input_budget: budget::Budget,
+    tls: Option<Arc<Tls>>,
+    log: log::RateLimited,
+    started: Now,
+    /// Requests are taken, and the node is not about to end.
+    is_ready: AtomicBool,
+}
+
+/// Where a server really listens.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// For memcached clients.
+    pub tcp: Vec<SocketAddr>,
+    /// The same.
+    pub unix: Option<PathBuf>,
+    /// For metrics and health.
+    pub http: Option<SocketAddr>,
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drained {
+    /// All leases and requests had ended.
+    Whole,
+    /// Time was up.
+    TimedOut {
+        /// Leases that were still held.
+        leases: u64,
+        /// Connections with an unfinished request.
+        busy: usize,
+    },
+}
+
+/// A server that listens and does not accept yet.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+    tcp: Vec<(TcpListener, SocketAddr)>,
+    unix: Option<(UnixListener, PathBuf)>,
+    http: Option<TcpListener>,
+}
+
+/// Reads certificates again.
+#[derive(Debug, Clone)]
+pub struct Reload(Option<Arc<Tls>>);
+
+impl Reload {
+    /// Reads the files of TLS again, if there are any. New connections go by them.
+    ///
+    /// # Errors
+    /// If anything is wrong with them; it then stays as it was.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        self.0.as_ref().map_or(Ok(()), |tls| tls.reload())
+    }
+}
+
+impl Server {
+    /// Listens on all addresses. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// If one of them cannot be listened on, or with TLS that cannot be had.
+    pub fn bind(cache: Arc<Cache>, config: ServerConfig) -> Result<Self, ServerError> {
+        if config.listen.is_empty() && config.unix.is_none() {
+            return Err(ServerError::NothingToListenOn);
+        }
+        let tls = config.tls.clone().map(Tls::open).transpose()?.map(Arc::new);
+        let listen = |address| {
+            let listener = listen::tcp(address)?;
+            let bound = listener.local_addr();
+            Ok((listener, bound.map_err(|source| ServerError::Listen { address, source })?))
+        };
+        let tcp: Vec<_> =
+            config.listen.iter().copied().map(listen).collect::<Result<_, ServerError>>()?;
+        let http = config.http.map(listen).transpose()?;
+        let unix = match &config.unix {
+            Some(unix) => Some((listen::unix(unix)?, unix.path.clone())),
+            None => None,
+        };
+        let addresses = Addresses {
+            tcp: tcp.iter().map(|(_, address)| *address).collect(),
+            unix: unix.as_ref().map(|(_, path)| path.clone()),
+            http: http.as_ref().map(|(_, address)| *address),
+        };
+        let shared = Arc::new(Shared {
+            cache,
+            connections: Arc::new(Connections::new(config.max_connections)),
+            config,
+            addresses,
+            counters: ServerCounters::default(),
+            reset: stats::Reset::default(),
+            input_budget: budget::Budget::new(INPUT_BUDGET),
+            tls,
+            log: log::RateLimited::default(),
+            started: Now::system(),
+            is_ready: AtomicBool::new(false),
+        });
+        Ok(Self { shared, tcp, unix, http: http.map(|(listener, _)| listener) })
+    }
+
+    /// Where it listens, with the ports that were really got.
+    pub fn addresses(&self) -> &Addresses {
+        &self.shared.addresses
+    }
+
+    /// For reading certificates again while it runs.
+    pub fn reload(&self) -> Reload {
+        Reload(self.shared.tls.clone())
+    }
+
+    /// Serves until `stop`; then gives no leases any more and waits for those that there are, and
+    /// for requests.
+    pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
+        let Self { shared, tcp, unix, http } = self;
+        let mut tasks = JoinSet::new();
+        let socket_file = unix.as_ref().map(|(_, path)| path.clone());
+        for (listener, local) in tcp {
+            tasks.spawn(listen::accept_tcp(shared.clone(), listener, local));
+        }
+        if let Some((listener, path)) = unix {
+            let local = Address::Unix(Arc::new(path));
+            tasks.spawn(listen::accept_unix(shared.clone(), listener, local));
+        }
+        if let Some(listener) = http {
+            tasks.spawn(http::serve(shared.clone(), listener));
+        }
+        tasks.spawn(maintain(shared.clone()));
+        shared.is_ready.store(true, Ordering::Release);
+        stop.await;
+        let drained = drain(&shared).await;
+        tasks.abort_all();
+        while tasks.join_next().await.is_some() {}
+        if let Some(path) = socket_file {
+            // Whoever started in its place may have removed it.
+            let _ = std::fs::remove_file(path);
+        }
+        shared.connections.kick_all();
+        let all_gone = async {
+            while shared.connections.count() > 0 {
+                sleep(DRAIN_LOOK).await;
+            }
+        };
+        let _ = timeout(GOODBYE, all_gone).await;
+        drained
+    }
+}
+
+async fn drain(shared: &Shared) -> Drained {
+    shared.is_ready.store(false, Ordering::Release);
+    shared.cache.set_draining(true);
+    let deadline = Instant::now() + shared.config.drain_timeout;
+    loop {
+        let (leases, busy) = (shared.cache.counters().leases, shared.connections.busy());
+        if leases == 0 && busy == 0 {
+            return Drained::Whole;
+        }
+        if Instant::now() >= deadline {
+            return Drained::TimedOut { leases, busy };
+        }
+        sleep(DRAIN_LOOK).await;
+    }
+}
+
+/// What is done once a second.
+async fn maintain(shared: Arc<Shared>) {
+    let mut tick = interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let now = Now::system();
+        shared.cache.maintenance(now);
+        let ServerConfig { idle_timeout, stall_timeout, .. } = shared.config;
+        shared.connections.sweep(idle_timeout, stall_timeout, now.monotonic, &shared.counters);
+    }
+}

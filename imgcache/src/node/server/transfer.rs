@@ -1,0 +1,79 @@
+//! A data block on its way in: into the slot that the item will have, or into a list of keys.
+
+use super::budget::Permit;
+use crate::node::cache::{Attributes, Key, Reservation, StoreMode};
+
+/// A data block of which a part may have come.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    pub sink: Sink,
+    filled: usize,
+    pub then: Then,
+}
+
+/// Where it goes.
+#[derive(Debug)]
+pub(super) enum Sink {
+    Slot(Reservation),
+    List(Vec<u8>, Permit),
+}
+
+/// What is done when it is there.
+#[derive(Debug)]
+pub(super) enum Then {
+    Store {
+        key: Key,
+        mode: StoreMode,
+        attributes: Attributes,
+        quiet: bool,
+    },
+    /// The line of an `ms`, which its reply needs.
+    MetaSet {
+        line: Box<[u8]>,
+    },
+    Lease {
+        id: u64,
+        ttl: u64,
+    },
+    Pin {
+        image: [u8; 32],
+    },
+}
+
+impl Transfer {
+    pub fn new(sink: Sink, then: Then) -> Self {
+        Self { sink, filled: 0, then }
+    }
+
+    /// What is still to be filled.
+    pub fn unfilled(&mut self) -> &mut [u8] {
+        let bytes: &mut [u8] = match &mut self.sink {
+            Sink::Slot(reservation) => reservation,
+            Sink::List(bytes, _) => bytes,
+        };
+        bytes.get_mut(self.filled..).unwrap_or_default()
+    }
+
+    /// Whether all of it came.
+    pub fn is_filled(&self) -> bool {
+        let length = match &self.sink {
+            Sink::Slot(reservation) => reservation.len(),
+            Sink::List(bytes, _) => bytes.len(),
+        };
+        self.filled >= length
+    }
+
+    /// Takes note that the next `length` bytes are filled.
+    pub fn advance(&mut self, length: usize) {
+        self.filled += length;
+    }
+
+    /// Fills from `bytes`; returns how many were taken.
+    pub fn fill(&mut self, bytes: &[u8]) -> usize {
+        let unfilled = self.unfilled();
+        let length = unfilled.len().min(bytes.len());
+        unfilled[..length].copy_from_slice(&bytes[..length]);
+        self.advance(length);
+        length
+    }
+}

@@ -1,0 +1,391 @@
+//! Which part of the memory belongs to which size of item: slabs of 2 MiB, each cut into slots of
+//! one size class. Pure bookkeeping; nothing here touches the memory.
+
+use std::collections::BTreeSet;
+
+use crate::node::arena::{GRANULE, SLAB_BYTES};
+
+/// How many size classes there are: 256 bytes to 1 MiB, in powers of two.
+pub const CLASSES: usize = 13;
+/// No owner.
+const NONE: u32 = u32::MAX;
+
+/// A size class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Class(u8);
+
+impl Class {
+    /// All classes, by size.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..13).map(Self)
+    }
+
+    /// The smallest class whose slots hold `length` bytes; none above 1 MiB.
+    pub fn for_length(length: usize) -> Option<Self> {
+        Self::all().find(|class| length <= class.slot_bytes())
+    }
+
+    /// Its number, from 0 on.
+    pub fn number(self) -> usize {
+        self.0.into()
+    }
+
+    /// Its number for people, from 1 on.
+    pub fn id(self) -> u8 {
+        self.0 + 1
+    }
+
+    /// Bytes of a slot.
+    pub fn slot_bytes(self) -> usize {
+        GRANULE << self.0
+    }
+
+    /// Slots of a slab.
+    pub fn slots(self) -> usize {
+        SLAB_BYTES / self.slot_bytes()
+    }
+}
+
+/// A slot of a slab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place {
+    /// The slab's number.
+    pub slab: u32,
+    /// The slot's number in it.
+    pub slot: u16,
+}
+
+/// A slab that belongs to a class.
+#[derive(Debug)]
+struct Slab {
+    class: Class,
+    used: usize,
+    /// A bit for each slot, set when it is in use.
+    map: Box<[u64]>,
+    /// Who owns each slot, [`NONE`] for reservations and for what waits to be free.
+    owners: Box<[u32]>,
+}
+
+impl Slab {
+    fn new(class: Class) -> Self {
+        let slots = class.slots();
+        Self {
+            class,
+            used: 0,
+            map: vec![0; slots.div_ceil(64)].into(),
+            owners: vec![NONE; slots].into(),
+        }
+    }
+
+    fn is_used(&self, slot: usize) -> bool {
+        self.map.get(slot / 64).is_some_and(|word| word >> (slot % 64) & 1 == 1)
+    }
+
+    fn first_free(&self) -> Option<usize> {
+        let word = self.map.iter().position(|word| *word != u64::MAX)?;
+        let slot = word * 64 + self.map[word].trailing_ones() as usize;
+        (slot < self.owners.len()).then_some(slot)
+    }
+}
+
+/// What there is of a class.
+#[derive(Debug, Default)]
+struct OfClass {
+    /// Slabs with a free slot. The first is filled first, so that the others get empty.
+    partial: BTreeSet<u32>,
+    slabs: usize,
+    used: usize,
+}
+
+/// All slabs.
+#[derive(Debug)]
+pub struct Slabs {
+    slabs: Vec<Option<Slab>>,
+    free: BTreeSet<u32>,
+    classes: [OfClass; CLASSES],
+}
+
+impl Slabs {
+    /// `count` slabs, all free.
+    pub fn new(count: u32) -> Self {
+        Self {
+            slabs: (0..count).map(|_| None).collect(),
+            free: (0..count).collect(),
+            classes: Default::default(),
+        }
+    }
+
+    fn slab(&self, number: u32) -> Option<&Slab> {
+        self.slabs.get(usize::try_from(number).ok()?)?.as_ref()
+    }
+
+    fn slab_mut(&mut self, number: u32) -> Option<&mut Slab> {
+        self.slabs.get_mut(usize::try_from(number).ok()?)?.as_mut()
+    }
+
+    /// Takes a slot, from a free slab if those of the class are full; none if there is neither.
+    pub fn allocate(&mut self, class: Class) -> Option<Place> {
+        let number = match self.classes[class.number()].partial.first() {
+            Some(number) => *number,
+            None => self.assign(*self.free.first()?, class)?,
+        };
+        let slot = self.slab(number)?.first_free()?;
+        self.take(number, slot)
+    }
+
+    /// Takes this very slot of this class; none if it is taken or its slab is another class's.
+    pub fn adopt(&mut self, place: Place, class: Class) -> Option<Place> {
+        let slot = usize::from(place.slot);
+        if slot >= class.slots() {
+            return None;
+        }
+        if self.free.contains(&place.slab) {
+            self.assign(place.slab, class)?;
+        }
+        let slab = self.slab(place.slab)?;
+        if slab.class != class || slab.is_used(slot) {
+            return None;
+        }
+        self.take(place.slab, slot)
+    }
+
+    /// Gives a free slab to a class.
+    fn assign(&mut self, number: u32, class: Class) -> Option<u32> {
+        *self.slabs.get_mut(usize::try_from(number).ok()?)? = Some(Slab::new(class));
+        self.free.remove(&number);
+        let of_class = &mut self.classes[class.number()];
+        of_class.partial.insert(number);
+        of_class.slabs += 1;
+        Some(number)
+    }
+
+    fn take(&mut self, number: u32, slot: usize) -> Option<Place> {
+        let place = Place { slab: number, slot: u16::try_from(slot).ok()? };
+        let slab = self.slab_mut(number)?;
+        slab.map[slot / 64] |= 1 << (slot % 64);
+        slab.used += 1;
+        let (class, full) = (slab.class, slab.used == slab.owners.len());
+        let of_class = &mut self.classes[class.number()];
+        of_class.used += 1;
+        if full {
+            of_class.partial.remove(&number);
+        }
+        Some(place)
+    }
+
+    /// Gives a slot back, and its slab when it was the last one. Returns whether it was in use.
+    pub fn release(&mut self, place: Place) -> bool {
+        let slot = usize::from(place.slot);
+        let Some(slab) = self.slab_mut(place.slab).filter(|slab| slab.is_used(slot)) else {
+            return false;
+        };
+        slab.map[slot / 64] &= !(1 << (slot % 64));
+        slab.owners[slot] = NONE;
+        slab.used -= 1;
+        let (class, empty) = (slab.class, slab.used == 0);
+        let of_class = &mut self.classes[class.number()];
+        of_class.used -= 1;
+        of_class.partial.insert(place.slab);
+        if empty {
+            of_class.partial.remove(&place.slab);
+            of_class.slabs -= 1;
+            self.free.insert(place.slab);
+            if let Some(slab) =
+                usize::try_from(place.slab).ok().and_then(|number| self.slabs.get_mut(number))
+            {
+                *slab = None;
+            }
+        }
+        true
+    }
+
+    /// Says whose a slot is, or that it is nobody's.
+    pub fn set_owner(&mut self, place: Place, owner: Option<u32>) {
+        let slot = usize::from(place.slot);
+        if let Some(slab) = self.slab_mut(place.slab).filter(|slab| slab.is_used(slot)) {
+            slab.owners[slot] = owner.unwrap_or(NONE);
+        }
+    }
+
+    /// The owners of the slots in use of a slab, none for slots without one.
+    pub fn owners(&self, slab: u32) -> impl Iterator<Item = Option<u32>> {
+        self.slab(slab).into_iter().flat_map(|slab| {
+            let used = slab.owners.iter().enumerate().filter(|(slot, _)| slab.is_used(*slot));
+            used.map(|(_, owner)| Some(*owner).filter(|owner| *owner != NONE))
+        })
+    }
+
+    /// The class of a slab; none if it is free.
+    pub fn class(&self, slab: u32) -> Option<Class> {
+        self.slab(slab).map(|slab| slab.class)
+    }
+
+    /// Where a slot begins, in bytes from the first slab on.
+    pub fn offset(place: Place, class: Class) -> usize {
+        let slab = usize::try_from(place.slab).unwrap_or(usize::MAX);
+        slab.saturating_mul(SLAB_BYTES).saturating_add(usize::from(place.slot) * class.slot_bytes())
+    }
+
+    /// The slot of `class` that begins at `offset` bytes from the first slab on; none if none does.
+    pub fn locate(offset: usize, class: Class) -> Option<Place> {
+        let within = offset % SLAB_BYTES;
+        within.is_multiple_of(class.slot_bytes()).then_some(())?;
+        Some(Place {
+            slab: u32::try_from(offset / SLAB_BYTES).ok()?,
+            slot: u16::try_from(within / class.slot_bytes()).ok()?,
+        })
+    }
+
+    /// How many slabs there are.
+    pub fn count(&self) -> usize {
+        self.slabs.len()
+    }
+
+    /// How many slabs belong to no class.
+    pub fn free_slabs(&self) -> usize {
+        self.free.len()
+    }
+
+    /// How many slabs a class has.
+    pub fn slabs_of(&self, class: Class) -> usize {
+        self.classes[class.number()].slabs
+    }
+
+    /// How many slots of a class are in use.
+    pub fn used_of(&self, class: Class) -> usize {
+        self.classes[class.number()].used
+    }
+
+    /// How many slots of a class's slabs are free.
+    pub fn free_of(&self, class: Class) -> usize {
+        self.slabs_of(class) * class.slots() - self.used_of(class)
+    }
+
+    /// Bytes of slots in use.
+    pub fn used_bytes(&self) -> u64 {
+        Class::all().map(|class| (self.used_of(class) * class.slot_bytes()) as u64).sum()
+    }
+
+    /// Bytes that the bookkeeping of slots takes.
+    pub fn overhead(&self) -> usize {
+        let slabs = self.slabs.iter().flatten();
+        let tables = slabs.map(|slab| slab.map.len() * 8 + slab.owners.len() * 4);
+        self.slabs.len() * (size_of::<Option<Slab>>() + 8) + tables.sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn classes_are_powers_of_two() {
+        assert_eq!(Class::all().count(), CLASSES);
+        let class = |length| Class::for_length(length).map(Class::slot_bytes);
+        assert_eq!(class(0), Some(256));
+        assert_eq!(class(256), Some(256));
+        assert_eq!(class(257), Some(512));
+        assert_eq!(class(1 << 20), Some(1 << 20));
+        assert_eq!(class((1 << 20) + 1), None);
+        assert!(Class::all().all(|class| class.slots() * class.slot_bytes() == SLAB_BYTES));
+    }
+
+    #[test]
+    fn an_emptied_slab_is_anyones() {
+        let mut slabs = Slabs::new(1);
+        let (large, small) = (Class(12), Class(0));
+        let places = [slabs.allocate(large).unwrap(), slabs.allocate(large).unwrap()];
+        assert_eq!((slabs.allocate(large), slabs.allocate(small)), (None, None));
+        places.map(|place| assert!(slabs.release(place)));
+        assert!(!slabs.release(places[0]), "only once");
+        assert!(slabs.allocate(small).is_some());
+        assert_eq!(slabs.used_bytes(), 256);
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Allocate(u8),
+        Adopt(u8, u32, u16),
+        Release(usize),
+        Own(usize, u32),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let class = prop_oneof![Just(0_u8), 6..13_u8];
+        prop::collection::vec(
+            prop_oneof![
+                4 => class.clone().prop_map(Step::Allocate),
+                1 => (class, 0..6_u32, 0..40_u16).prop_map(|(c, s, n)| Step::Adopt(c, s, n)),
+                2 => any::<usize>().prop_map(Step::Release),
+                1 => (any::<usize>(), 0..9_u32).prop_map(|(n, owner)| Step::Own(n, owner)),
+            ],
+            1..200,
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn slots_never_overlap_and_none_is_lost(steps in steps()) {
+            let mut slabs = Slabs::new(4);
+            let mut held: HashMap<Place, (Class, Option<u32>)> = HashMap::new();
+            for step in steps {
+                let pick = |n: usize| {
+                    let mut places: Vec<Place> = held.keys().copied().collect();
+                    places.sort_unstable();
+                    places.get(n % places.len().max(1)).copied()
+                };
+                match step {
+                    Step::Allocate(class) => {
+                        let class = Class(class);
+                        match slabs.allocate(class) {
+                            Some(place) => {
+                                prop_assert_eq!(held.insert(place, (class, None)), None);
+                            }
+                            None => prop_assert_eq!((slabs.free_slabs(), slabs.free_of(class)), (0, 0)),
+                        }
+                    }
+                    Step::Adopt(class, slab, slot) => {
+                        let (class, place) = (Class(class), Place { slab, slot });
+                        let fits = slab < 4
+                            && usize::from(slot) < class.slots()
+                            && !held.contains_key(&place)
+                            && held.iter().all(|(p, (c, _))| p.slab != slab || *c == class);
+                        prop_assert_eq!(slabs.adopt(place, class).is_some(), fits);
+                        if fits {
+                            held.insert(place, (class, None));
+                        }
+                    }
+                    Step::Release(n) => if let Some(place) = pick(n) {
+                        prop_assert!(slabs.release(place));
+                        held.remove(&place);
+                    },
+                    Step::Own(n, owner) => if let Some(place) = pick(n) {
+                        slabs.set_owner(place, Some(owner));
+                        held.get_mut(&place).unwrap().1 = Some(owner);
+                    },
+                }
+                let mut ranges: Vec<_> = held
+                    .iter()
+                    .map(|(place, (class, _))| (Slabs::offset(*place, *class), class.slot_bytes()))
+                    .collect();
+                ranges.sort_unstable();
+                prop_assert!(ranges.windows(2).all(|two| two[0].0 + two[0].1 <= two[1].0));
+                prop_assert!(ranges.last().is_none_or(|last| last.0 + last.1 <= 4 * SLAB_BYTES));
+                let bytes: usize = ranges.iter().map(|range| range.1).sum();
+                prop_assert_eq!(slabs.used_bytes(), bytes as u64);
+                let mut owners: Vec<_> = (0..4).flat_map(|slab| slabs.owners(slab)).collect();
+                let mut expected: Vec<_> = held.values().map(|(_, owner)| *owner).collect();
+                owners.sort_unstable();
+                expected.sort_unstable();
+                prop_assert_eq!(owners, expected);
+                for (place, (class, _)) in &held {
+                    prop_assert_eq!(Slabs::locate(Slabs::offset(*place, *class), *class), Some(*place));
+                }
+            }
+        }
+    }
+}
