@@ -151,7 +151,14 @@ impl Members {
             state: MemberState::Active,
         };
         let nodes = addresses.iter().map(member).collect();
-        Self { version: VERSION, epoch: 1, replicas: default_replicas(), tls, nodes, previous: None }
+        Self {
+            version: VERSION,
+            epoch: 1,
+            replicas: default_replicas(),
+            tls,
+            nodes,
+            previous: None,
+        }
     }
 
     /// Every node that may hold something, each once: those of `nodes`, then those that only
