@@ -8,6 +8,7 @@ use crate::image::manifest::{ChunkSpan, Manifest};
 use crate::image::name::ImageName;
 use crate::key::ManifestId;
 use crate::parallel;
+use crate::transport::memcached::CacheReport;
 use crate::transport::{ChunkRead, MappableExtent, Session, Transport, TransportError};
 
 /// How often [`ImageClient::open`] resolves a name whose manifest was replaced meanwhile.
@@ -82,7 +83,7 @@ impl fmt::Debug for LoadOptions<'_> {
 }
 
 /// What a load did.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LoadReport {
     /// Bytes brought into buffers.
     pub bytes_fetched: u64,
@@ -96,6 +97,9 @@ pub struct LoadReport {
     pub verify: Verification,
     /// The transport that brought them.
     pub transport: &'static str,
+    /// What the nodes of the cache did, if the image came from one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheReport>,
 }
 
 /// Why an image was not opened or loaded.
@@ -235,6 +239,7 @@ impl Image {
             chunks: u64::try_from(targets.len()).unwrap_or(u64::MAX),
             verify,
             transport: self.transport,
+            cache: None,
         };
         for target in targets {
             match target {
@@ -276,6 +281,7 @@ impl Image {
                 manifest.chunk(index).is_some_and(|chunk| accept(&chunk, content))
             })
             .map_err(|error| failed(&self.name, error))?;
+        report.cache = self.session.cache_report();
         Ok(report)
     }
 

@@ -21,6 +21,8 @@ pub enum Exit {
     BadInput,
     /// The image does not fit the machine that was asked for.
     DoesNotFit,
+    /// The distributed cache cannot be reached, or cannot supply what it should have.
+    CacheUnavailable,
     /// The guest's kernel panicked.
     GuestPanicked,
     /// The guest died of a triple fault.
@@ -42,6 +44,7 @@ Exit codes:
   5    this host cannot do it (see 'vmm check')
   6    a kernel or ramdisk file that cannot be used
   7    the image does not fit the machine that was asked for
+  8    the cache cannot be reached, or cannot supply all of the image
   10   the guest's kernel panicked
   11   the guest died of a triple fault
   12   the guest restarted itself
@@ -59,6 +62,7 @@ impl Exit {
             Self::HostNotAble => 5,
             Self::BadInput => 6,
             Self::DoesNotFit => 7,
+            Self::CacheUnavailable => 8,
             Self::GuestPanicked => 10,
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
@@ -95,6 +99,7 @@ mod tests {
             Exit::HostNotAble,
             Exit::BadInput,
             Exit::DoesNotFit,
+            Exit::CacheUnavailable,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,

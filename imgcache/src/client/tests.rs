@@ -41,6 +41,7 @@ fn what_is_mapped_is_verified() {
             chunks: 80,
             verify: verified,
             transport: "embedded",
+            cache: None,
         };
         assert_eq!(report, expected);
         // In a chunk of content, and in one of zeros.

@@ -1,11 +1,12 @@
 //! The one interface through which a client sees a store, wherever its chunks are.
 //!
-//! The embedded store implements it by positional reads of local files; a distributed store does
-//! it by RDMA or TCP. Nothing here knows what memory the chunks land in: a caller hands out
+//! The embedded store implements it by positional reads of local files, the distributed cache by
+//! TCP. Nothing here knows what memory the chunks land in: a caller hands out
 //! disjoint buffers (slices of guest memory, before the guest runs) and a session fills them, in
 //! any order, from any number of threads.
 
 pub mod embedded;
+pub mod memcached;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
 use crate::key::{ChunkKey, ManifestId};
 use crate::store::StoreError;
+use memcached::{CacheReport, ClusterError};
 
 /// One chunk to be brought, and where it lands.
 #[derive(Debug)]
@@ -84,6 +86,11 @@ pub trait Session: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The first chunk that no source could supply; buffers may then hold anything.
     fn fetch(&self, reads: Vec<ChunkRead<'_>>, accept: Accept<'_>) -> Result<(), TransportError>;
+
+    /// What the last fetch did to the nodes of a cache, where there are any.
+    fn cache_report(&self) -> Option<CacheReport> {
+        None
+    }
 }
 
 /// Why a store did not do what it was asked for.
@@ -127,6 +134,9 @@ pub enum TransportError {
     /// The embedded store failed.
     #[error(transparent)]
     Store(StoreError),
+    /// The distributed cache failed.
+    #[error(transparent)]
+    Cache(#[from] ClusterError),
 }
 
 impl TransportError {
@@ -136,6 +146,7 @@ impl TransportError {
         match self {
             Self::DamagedChunk { .. } => true,
             Self::Store(error) => error.is_damage(),
+            Self::Cache(error) => matches!(error, ClusterError::Manifest(_)),
             Self::UnknownImage(_) | Self::UnknownManifest(_) | Self::NoSuchChunk { .. } => false,
         }
     }

@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use imgcache::client::{ImageClient, LoadReport, Verification, Verify};
+use imgcache::client::{LoadReport, Verification, Verify};
 use imgcache::image::name::ImageName;
+use imgcache::transport::memcached::CacheReport;
 use serde::Serialize;
 
+use super::cache::{self, CacheOptions};
 use super::progress::Progress;
-use super::{CliError, StoreOptions, open_store, print_json, print_text, say, size};
+use super::{CliError, StoreOptions, print_json, print_text, say, size};
 use crate::exit::{self, Exit};
 use crate::host::{self, footprint};
 use crate::loader::{self, RamdiskChoice};
@@ -27,8 +29,13 @@ use crate::machine::{BootSpec, Life, Machine, MachineError};
 ///
 /// The guest has the keyboard, Ctrl-C included. Ctrl-A x ends the VM, Ctrl-A Ctrl-A types one
 /// Ctrl-A, Ctrl-A ? tells so.
+///
+/// The image comes from the store of this host, or with --cache from the nodes of a cache, all at
+/// once and straight into guest memory; what they lack is fetched from the store and put there:
+///
+///   vmm boot --image hello --cache memcached://10.0.0.1,10.0.0.2
 #[derive(Debug, Args)]
-#[command(after_long_help = exit::TABLE)]
+#[command(after_long_help = exit::TABLE, verbatim_doc_comment)]
 pub struct BootCommand {
     /// Name of the image (see 'vmm image ls').
     #[arg(long, value_name = "NAME")]
@@ -80,6 +87,12 @@ pub struct BootCommand {
     /// Write the report, as JSON, to this file at the end.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+
+    #[command(flatten)]
+    cache: CacheOptions,
+
+    #[command(flatten)]
+    load: cache::LoadOptions,
 }
 
 /// What `--json` prints.
@@ -151,7 +164,7 @@ impl BootCommand {
             host::kvm::require_stock_kernels()?;
         }
         let kvm = host::kvm::open()?;
-        let image = ImageClient::new(Box::new(open_store(store)?)).open(&self.image)?;
+        let image = cache::image_client(&self.cache, &self.load, store)?.open(&self.image)?;
         let manifest = image.manifest();
         let (protocol, entry) =
             boot::choose(&manifest.kernel, self.boot_protocol).map_err(MachineError::from)?;
@@ -308,6 +321,7 @@ fn table(report: &Report) -> String {
     let row = |name: &str, ms: f64| format!("{name:<10} {ms:>10.3}");
     lines.extend(report.phases.iter().map(|phase| row(phase.name, phase.ms)));
     lines.push(row("ready", report.ready_ms));
+    lines.extend(report.load.cache.iter().flat_map(cache_lines));
     if let Some(guest) = &report.guest {
         lines.push(row("guest", guest.run_ms));
         lines.push(format!(
@@ -321,6 +335,34 @@ fn table(report: &Report) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// What the nodes of the cache did, for people.
+fn cache_lines(cache: &CacheReport) -> Vec<String> {
+    let mut lines = vec![format!(
+        "cache      {} chunks from nodes, {} from the origin; each took {:.2} ms (p50), {:.2} ms \
+         (p99)",
+        cache.chunks_from_nodes, cache.chunks_from_origin, cache.chunk_ms_p50, cache.chunk_ms_p99
+    )];
+    if cache.retries > 0 {
+        lines.push(format!(
+            "           {} missed, {} damaged, {} asked for again, {} of them of another node",
+            cache.misses, cache.damaged, cache.retries, cache.replica_switches
+        ));
+    }
+    lines.extend(cache.nodes.iter().map(|node| {
+        let failed = match &node.last_failure {
+            Some(words) => format!("; failed {} times: {words}", node.failures),
+            None => String::new(),
+        };
+        format!(
+            "  node     {}: {} chunks, {}{failed}",
+            node.name,
+            node.chunks,
+            size::show(node.bytes)
+        )
+    }));
+    lines
 }
 
 /// Standard output without a buffer: a console's prompt has no newline.

@@ -1,6 +1,7 @@
 //! The command line: one typed definition, from which help, completions and manual pages follow.
 
 mod boot;
+mod cache;
 mod check;
 mod generate;
 mod image;
@@ -13,7 +14,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use imgcache::client::LoadError;
 use imgcache::image::manifest::ManifestError;
+use imgcache::image::name::ImageName;
 use imgcache::store::{Store, StoreError};
+use imgcache::transport::TransportError;
+use imgcache::transport::memcached::{ClusterError, TlsError};
 
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
@@ -117,6 +121,20 @@ pub enum CliError {
     /// Of resolving or reading an image.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// Of the distributed cache.
+    #[error(transparent)]
+    Cache(#[from] ClusterError),
+    /// Of publishing an image in the distributed cache.
+    #[error("image '{image}' is not in the cache: {source}")]
+    Publish {
+        /// The image.
+        image: ImageName,
+        /// Why not.
+        source: Box<TransportError>,
+    },
+    /// A command that needs the distributed cache, without one.
+    #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
+    NoCache,
     /// Of loading an image into a guest.
     #[error(transparent)]
     Loader(#[from] LoaderError),
@@ -155,8 +173,12 @@ impl CliError {
             Self::Load(error) | Self::Loader(LoaderError::Load(error)) => match error {
                 LoadError::NotFound(_) => Exit::ImageNotFound,
                 LoadError::Damaged { .. } | LoadError::DamagedInPlace { .. } => Exit::ImageDamaged,
-                _ => Exit::Failure,
+                LoadError::Io { source, .. } => transport_exit(source),
+                LoadError::NoSuchChunk { .. } => Exit::Failure,
             },
+            Self::Cache(error) => cache_exit(error),
+            Self::Publish { source, .. } => transport_exit(source),
+            Self::NoCache => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
@@ -191,6 +213,24 @@ fn memory_exit(error: &MemoryError) -> Exit {
         MemoryError::Size(_) => Exit::Usage,
         MemoryError::Range { .. } => Exit::DoesNotFit,
         _ => Exit::HostNotAble,
+    }
+}
+
+fn transport_exit(error: &TransportError) -> Exit {
+    match error {
+        TransportError::Cache(error) => cache_exit(error),
+        TransportError::Store(error) => store_exit(error),
+        error if error.is_damage() => Exit::ImageDamaged,
+        _ => Exit::Failure,
+    }
+}
+
+fn cache_exit(error: &ClusterError) -> Exit {
+    match error {
+        ClusterError::Tls(TlsError::NoAuthorities) => Exit::Usage,
+        ClusterError::Manifest(_) => Exit::ImageDamaged,
+        error if error.is_unavailable() => Exit::CacheUnavailable,
+        _ => Exit::Failure,
     }
 }
 

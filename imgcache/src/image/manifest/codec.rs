@@ -10,7 +10,7 @@
 //! | 40 N | for each chunk its key (32 bytes; all 0 for a zero chunk) and its checksum (8 bytes) |
 
 use super::check::check;
-use super::{ChunkEntry, Manifest, ManifestError};
+use super::{ChunkEntry, MAX_IMAGE_BYTES, MIN_CHUNK_SIZE, Manifest, ManifestError};
 use crate::key::{ChunkKey, ManifestId};
 
 const MAGIC: [u8; 8] = *b"vmmimage";
@@ -92,6 +92,34 @@ impl Manifest {
         manifest.chunks = table.as_chunks::<ENTRY_BYTES>().0.iter().map(decode_entry).collect();
         check(&manifest)?;
         Ok(manifest)
+    }
+
+    /// How many bytes the encoding has that begins with `prefix`, which need not be trusted.
+    ///
+    /// # Errors
+    /// If nothing that begins so can be a manifest.
+    pub fn encoded_length(prefix: &[u8]) -> Result<u64, ManifestError> {
+        let found = to_u64(prefix.len());
+        let expected = to_u64(PREFIX_BYTES);
+        let (prefix, _) = prefix
+            .split_first_chunk::<PREFIX_BYTES>()
+            .ok_or(ManifestError::Length { expected, found })?;
+        let (magic, numbers) = prefix.split_first_chunk::<8>().unwrap_or((&MAGIC, &[]));
+        if *magic != MAGIC {
+            return Err(ManifestError::Magic(*magic));
+        }
+        let [version, header, count] = [0, 1, 2]
+            .map(|place| numbers.as_chunks().0.get(place).copied().map_or(0, u32::from_le_bytes));
+        if version != VERSION {
+            return Err(ManifestError::Version(version));
+        }
+        if header > MAX_HEADER_BYTES {
+            return Err(ManifestError::HeaderLength(u64::from(header)));
+        }
+        if u64::from(count) > MAX_IMAGE_BYTES / u64::from(MIN_CHUNK_SIZE) {
+            return Err(ManifestError::TotalLength(u64::from(count) * u64::from(MIN_CHUNK_SIZE)));
+        }
+        Ok(expected + u64::from(header) + u64::from(count) * to_u64(ENTRY_BYTES))
     }
 
     /// Decodes the manifest whose id is `id`.

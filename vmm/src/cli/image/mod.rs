@@ -3,6 +3,7 @@
 mod gc;
 mod inspect;
 mod ls;
+mod publish;
 mod push;
 mod rm;
 mod verify;
@@ -24,6 +25,7 @@ pub struct ImageCommand {
 #[derive(Debug, Subcommand)]
 enum Command {
     Push(push::PushCommand),
+    Publish(publish::PublishCommand),
     Ls(ls::LsCommand),
     Inspect(inspect::InspectCommand),
     Verify(verify::VerifyCommand),
@@ -36,6 +38,7 @@ impl ImageCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         match &self.command {
             Command::Push(command) => command.run(store),
+            Command::Publish(command) => command.run(store),
             Command::Ls(command) => command.run(store),
             Command::Inspect(command) => command.run(store),
             Command::Verify(command) => command.run(store),

@@ -12,8 +12,11 @@ use imgcache::image::manifest::{
 use imgcache::image::name::ImageName;
 use imgcache::key::ManifestId;
 use imgcache::store::{NewImage, PushOptions, PushReport, Store, StoreError};
+use imgcache::transport::memcached::publish::PublishReport;
 use serde::Serialize;
 
+use super::publish;
+use crate::cli::cache::CacheOptions;
 use crate::cli::progress::Progress;
 use crate::cli::{CliError, StoreOptions, print_json, print_text, size};
 use crate::exit::Exit;
@@ -28,7 +31,8 @@ const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet";
 ///
 /// The kernel is decompressed and reduced to what is loaded, a compressed ramdisk is unpacked:
 /// once here, instead of at each boot. Chunks that the store has already are not stored again. A
-/// push that is interrupted leaves the old image as it was.
+/// push that is interrupted leaves the old image as it was. With --cache the image is then put into
+/// the cache too, as by 'vmm image publish'.
 #[derive(Debug, Args)]
 pub struct PushCommand {
     /// Name of the image: letters, digits and . _ - / : @ +, such as debian:12.
@@ -58,6 +62,9 @@ pub struct PushCommand {
     /// Print a report as one line of JSON.
     #[arg(long)]
     json: bool,
+
+    #[command(flatten)]
+    cache: CacheOptions,
 }
 
 fn chunk_size(text: &str) -> Result<u32, String> {
@@ -79,10 +86,14 @@ struct Report<'a> {
     push: PushReport,
     /// Bytes of the ramdisk that the host now has in 2 MiB pages, ready to be mapped.
     bytes_in_huge_pages: u64,
+    /// What the cache was sent, if one was named.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<PublishReport>,
 }
 
 impl PushCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+        let cluster = self.cache.open()?;
         let options = ImportOptions { as_is: self.as_is, ..ImportOptions::default() };
         let kernel_file = open(&self.kernel)?;
         let kernel =
@@ -101,8 +112,19 @@ impl PushCommand {
         let push = store.push(&self.name, image, options).map_err(|error| self.blame(error))?;
         drop(progress);
 
+        let cache = match &cluster {
+            Some(cluster) => Some(publish::from_store(cluster, &store, &self.name)?),
+            None => None,
+        };
         let bytes_in_huge_pages = warmed(store, &self.name, push.id);
-        self.report(push, bytes_in_huge_pages)?;
+        let in_cache = match (&cluster, &cache) {
+            (Some(cluster), Some(report)) => publish::describe(&self.name, cluster, report),
+            _ => String::new(),
+        };
+        self.report(push, bytes_in_huge_pages, cache)?;
+        if !self.json {
+            print_text(&in_cache)?;
+        }
         Ok(Exit::Success)
     }
 
@@ -132,9 +154,14 @@ impl PushCommand {
         }
     }
 
-    fn report(&self, push: PushReport, bytes_in_huge_pages: u64) -> Result<(), CliError> {
+    fn report(
+        &self,
+        push: PushReport,
+        bytes_in_huge_pages: u64,
+        cache: Option<PublishReport>,
+    ) -> Result<(), CliError> {
         if self.json {
-            return print_json(&Report { name: &self.name, push, bytes_in_huge_pages });
+            return print_json(&Report { name: &self.name, push, bytes_in_huge_pages, cache });
         }
         let notes: String = push.notes.iter().map(|note| format!("  {note}\n")).collect();
         print_text(&format!(
@@ -186,6 +213,7 @@ mod tests {
             as_is: false,
             chunk_size: DEFAULT_CHUNK_SIZE,
             json: false,
+            cache: CacheOptions::default(),
         }
     }
 

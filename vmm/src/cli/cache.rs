@@ -1,0 +1,95 @@
+//! The options that say where the distributed cache is.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use imgcache::client::ImageClient;
+use imgcache::cluster::address::CacheUrl;
+use imgcache::store::Store;
+use imgcache::transport::Transport;
+use imgcache::transport::memcached::{Cluster, ClusterOptions, TlsFiles};
+
+use super::{CliError, StoreOptions, find_store, open_store};
+
+/// The distributed cache, if there is one.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Distributed cache")]
+pub struct CacheOptions {
+    /// Cache of several nodes, each imgcached or memcached 1.6 or later:
+    /// memcached://HOST[:PORT],HOST2,... (port 11211 if none is given), memcacheds://... for TLS,
+    /// unix:/PATH for a socket of this host, or members:FILE for the nodes that a membership file
+    /// lists.
+    #[arg(long, value_name = "URL", env = "VMM_CACHE")]
+    pub cache: Option<CacheUrl>,
+
+    /// PEM file with the authorities that the nodes' certificates must come from (memcacheds://).
+    #[arg(long, value_name = "FILE", env = "VMM_CACHE_TLS_CA")]
+    cache_tls_ca: Option<PathBuf>,
+
+    /// PEM file with this host's certificate, for nodes that ask for one.
+    #[arg(long, value_name = "FILE", env = "VMM_CACHE_TLS_CERT", requires = "cache_tls_key")]
+    cache_tls_cert: Option<PathBuf>,
+
+    /// PEM file with the key of that certificate.
+    #[arg(long, value_name = "FILE", env = "VMM_CACHE_TLS_KEY", requires = "cache_tls_cert")]
+    cache_tls_key: Option<PathBuf>,
+}
+
+/// What a load from the cache needs beyond its address.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Distributed cache")]
+pub struct LoadOptions {
+    /// Store to fetch from what no node of the cache has; it is then put into the cache. By default
+    /// the store of this host (--store), if there is one.
+    #[arg(long, value_name = "DIR", env = "VMM_ORIGIN", requires = "cache")]
+    origin: Option<PathBuf>,
+
+    /// Seconds that a load from the cache may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=86400))]
+    load_deadline: u64,
+}
+
+impl CacheOptions {
+    /// How the cache is to be used.
+    fn options(&self) -> ClusterOptions {
+        let tls = TlsFiles {
+            authorities: self.cache_tls_ca.clone(),
+            certificate: self.cache_tls_cert.clone(),
+            key: self.cache_tls_key.clone(),
+            server_name: None,
+        };
+        ClusterOptions { tls, ..ClusterOptions::default() }
+    }
+
+    /// The cache, without anything behind it; `None` if none was named.
+    pub fn open(&self) -> Result<Option<Cluster>, CliError> {
+        let Some(url) = &self.cache else { return Ok(None) };
+        Ok(Some(Cluster::open(url, self.options(), None)?))
+    }
+}
+
+/// Where a boot gets its image: the cache if one was named, with a store behind it, else the store.
+pub fn image_client(
+    cache: &CacheOptions,
+    load: &LoadOptions,
+    store: &StoreOptions,
+) -> Result<ImageClient, CliError> {
+    let Some(url) = &cache.cache else {
+        return Ok(ImageClient::new(Box::new(open_store(store)?)));
+    };
+    let origin = match &load.origin {
+        Some(folder) => Some(open_origin(folder)?),
+        None => find_store(store)?,
+    };
+    let origin = origin.map(|store| Box::new(store) as Box<dyn Transport>);
+    let deadline = Duration::from_secs(load.load_deadline);
+    let options = ClusterOptions { load_deadline: deadline, ..cache.options() };
+    Ok(ImageClient::new(Box::new(Cluster::open(url, options, origin)?)))
+}
+
+/// A store that was named must be there.
+fn open_origin(folder: &Path) -> Result<Store, CliError> {
+    Ok(Store::open(folder)?)
+}
