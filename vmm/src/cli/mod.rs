@@ -1,4 +1,5 @@
 //! The command line: one typed definition, from which help, completions and manual pages follow.
+#![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
 mod boot;
 mod cache;
@@ -69,6 +70,7 @@ impl StoreOptions {
 enum Command {
     Boot(boot::BootCommand),
     Image(image::ImageCommand),
+    Cache(cache::CacheCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
@@ -83,6 +85,7 @@ impl Cli {
         match &self.command {
             Command::Boot(command) => command.run(&self.store),
             Command::Image(command) => command.run(&self.store),
+            Command::Cache(command) => command.run(),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -132,6 +135,9 @@ pub enum CliError {
         /// Why not.
         source: Box<TransportError>,
     },
+    /// Of changing the nodes of the cache.
+    #[error(transparent)]
+    CacheCommand(#[from] cache::CacheCommandError),
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
@@ -178,6 +184,7 @@ impl CliError {
             },
             Self::Cache(error) => cache_exit(error),
             Self::Publish { source, .. } => transport_exit(source),
+            Self::CacheCommand(error) => error.exit(),
             Self::NoCache => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),

@@ -13,6 +13,7 @@ use super::error::NodeError;
 use super::predicted::{Answer, Header, Pending, Receiver, expect_end, parse_header};
 use super::stream::{Dialer, Stream};
 use crate::cluster::address::NodeAddress;
+use crate::image::name::ImageName;
 use crate::record::{ItemKey, Kind};
 
 /// Requests that are sent before their answers are read; their text fits into any socket's buffers,
@@ -314,6 +315,16 @@ impl Connection {
                 return self.checked(Err(NodeError::protocol("STAT or END", line.as_bytes())));
             }
         }
+    }
+
+    /// The names of the images that the node knows, as `stats image` of imgcached tells them.
+    ///
+    /// # Errors
+    /// As [`Self::stats`]; stock memcached refuses.
+    pub fn image_names(&mut self) -> Result<Vec<ImageName>, NodeError> {
+        let stats = self.stats("image")?;
+        let name = |stat: &str| stat.strip_suffix(":manifest")?.parse().ok();
+        Ok(stats.iter().filter_map(|(stat, _)| name(stat)).collect())
     }
 
     /// Sends a command that is answered by one line, such as imgcached's own, in `parts` with all

@@ -5,6 +5,7 @@
 //! - `load` and `board` bring chunks from all nodes at once, `predicted` straight into guest memory;
 //! - `origin` fetches what no node has from another transport, once for all hosts;
 //! - [`publish`] puts an image into the cache;
+//! - [`survey`] finds out who holds what, [`moving`] brings it to where it belongs;
 //! - [`Node`], [`Topology`] and [`Connection`] are what other commands talk to nodes with.
 
 mod board;
@@ -13,6 +14,7 @@ mod connection;
 mod error;
 mod inbox;
 mod load;
+pub mod moving;
 mod node;
 mod origin;
 mod predicted;
@@ -20,6 +22,7 @@ pub mod publish;
 mod report;
 mod session;
 mod stream;
+pub mod survey;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};

@@ -204,6 +204,16 @@ impl Topology {
         found
     }
 
+    /// Which nodes an item belongs to now.
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Whether items may still be where they belonged before the last change of the members.
+    pub fn is_moving(&self) -> bool {
+        self.previous.is_some()
+    }
+
     /// How many nodes hold each item.
     pub fn replicas(&self) -> usize {
         self.placement.replicas()

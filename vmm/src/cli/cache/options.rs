@@ -10,7 +10,7 @@ use imgcache::store::Store;
 use imgcache::transport::Transport;
 use imgcache::transport::memcached::{Cluster, ClusterOptions, TlsFiles};
 
-use super::{CliError, StoreOptions, find_store, open_store};
+use crate::cli::{CliError, StoreOptions, find_store, open_store};
 
 /// The distributed cache, if there is one.
 #[derive(Debug, Default, Args)]
@@ -61,6 +61,14 @@ impl CacheOptions {
             server_name: None,
         };
         ClusterOptions { tls, ..ClusterOptions::default() }
+    }
+
+    /// The membership file, if that is how the cache was named.
+    pub fn members_file(&self) -> Option<&Path> {
+        match &self.cache {
+            Some(CacheUrl::Members(path)) => Some(path),
+            Some(CacheUrl::Nodes { .. }) | None => None,
+        }
     }
 
     /// The cache, without anything behind it; `None` if none was named.
