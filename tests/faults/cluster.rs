@@ -1,0 +1,240 @@
+//! A cache of its own for a test: nodes, each behind a proxy, with an image in them.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::common::{Bench, guest_file};
+use crate::proxy::Proxy;
+
+/// What a load may take until it fails with an error, in seconds.
+const DEADLINE: &str = "40";
+/// Bytes of the image's chunks, about.
+pub const IMAGE_BYTES: u64 = 130 << 20;
+
+/// A running `imgcached`.
+#[derive(Debug)]
+pub struct Node {
+    child: Child,
+    address: SocketAddr,
+}
+
+impl Node {
+    /// Starts one; `arguments` come on top of the address.
+    pub fn start(folder: &Path, arguments: &[&str]) -> Self {
+        let log = folder.join(format!("node-{}.log", arguments.len() + usize::from(fastrand())));
+        let mut child = Command::new(program())
+            .args(["--listen", "127.0.0.1:0", "--no-populate", "--backing", "4k"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).unwrap())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("ready listen=").and_then(|text| text.parse().ok());
+        let address = address.unwrap_or_else(|| {
+            panic!("no node: {line:?}: {}", std::fs::read_to_string(&log).unwrap())
+        });
+        Self { child, address }
+    }
+
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    /// Waits for its end after a signal; its exit code.
+    pub fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    /// The statistics `group`, as (name, value).
+    pub fn stats(&self, group: &str) -> Vec<(String, String)> {
+        let answer = self.ask(format!("stats {group}\r\n").as_bytes(), "END\r\n");
+        let stat = |line: &str| {
+            let (name, value) = line.strip_prefix("STAT ")?.split_once(' ')?;
+            Some((name.to_owned(), value.to_owned()))
+        };
+        answer.lines().filter_map(stat).collect()
+    }
+
+    /// One number of the statistics.
+    pub fn number(&self, group: &str, name: &str) -> u64 {
+        let stats = self.stats(group);
+        let found = stats.iter().find(|(stat, _)| stat == name);
+        found.unwrap_or_else(|| panic!("no {name} in {stats:?}")).1.parse().unwrap()
+    }
+
+    /// Sends `request` and reads until `end`.
+    pub fn ask(&self, request: &[u8], end: &str) -> String {
+        let mut stream = TcpStream::connect(self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.write_all(request).unwrap();
+        let mut answer = Vec::new();
+        let mut buffer = [0; 4096];
+        while !answer.ends_with(end.as_bytes()) {
+            let length = stream.read(&mut buffer).unwrap();
+            assert!(length > 0, "closed after {:?}", String::from_utf8_lossy(&answer));
+            answer.extend_from_slice(&buffer[..length]);
+        }
+        String::from_utf8(answer).unwrap()
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The storage node's program, which is built with this one.
+fn program() -> PathBuf {
+    let path = std::env::var_os("VMM_TEST_IMGCACHED").map_or_else(
+        || Path::new(env!("CARGO_BIN_EXE_vmm")).with_file_name("imgcached"),
+        PathBuf::from,
+    );
+    assert!(path.exists(), "{} is missing: cargo build -p imgcache", path.display());
+    path
+}
+
+/// A number for the name of a file.
+fn fastrand() -> u16 {
+    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
+    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Nodes, proxies before them, and the program's store with the image `guest`.
+pub struct Cluster {
+    pub bench: Bench,
+    pub nodes: Vec<Node>,
+    pub proxies: Vec<Proxy>,
+}
+
+impl Cluster {
+    /// `count` nodes that hold the image `guest` in two copies.
+    pub fn new(count: usize) -> Self {
+        Self::with(count, &["--memory", "400M"])
+    }
+
+    /// The same with other `arguments` for each node.
+    pub fn with(count: usize, arguments: &[&str]) -> Self {
+        let cluster = Self::empty(count, arguments);
+        cluster.push("guest", &guest_file("initrd-100.cpio"));
+        cluster.publish("guest").unwrap();
+        cluster
+    }
+
+    /// Nodes that hold nothing.
+    pub fn empty(count: usize, arguments: &[&str]) -> Self {
+        let bench = Bench::new();
+        let start = |_| Node::start(bench.path(), arguments);
+        let nodes: Vec<Node> = (0..count).map(start).collect();
+        let proxies = nodes.iter().map(|node| Proxy::new(node.address())).collect();
+        Self { bench, nodes, proxies }
+    }
+
+    /// Puts an image into the store of this host.
+    pub fn push(&self, name: &str, initrd: &Path) {
+        let (kernel, initrd) = (guest_file("vmlinuz"), initrd.to_str().unwrap());
+        let kernel = kernel.to_str().unwrap();
+        self.bench.expect(0, &["image", "push", name, "--kernel", kernel, "--initrd", initrd]);
+    }
+
+    /// Puts an image of the store into the cache.
+    pub fn publish(&self, name: &str) -> Result<(), Output> {
+        let direct = self.direct_url();
+        let output =
+            self.bench.vmm(&["image", "publish", name, "--cache", &direct]).output().unwrap();
+        if output.status.success() { Ok(()) } else { Err(output) }
+    }
+
+    /// Through the proxies.
+    pub fn url(&self) -> String {
+        url(self.proxies.iter().map(Proxy::address))
+    }
+
+    /// Past the proxies. Nodes have other names then, so what is published so is elsewhere.
+    fn direct_url(&self) -> String {
+        self.url()
+    }
+
+    /// A load of the image through the proxies, without an origin.
+    pub fn load(&self, name: &str) -> Load {
+        self.load_with(name, &[])
+    }
+
+    /// The same with more arguments.
+    pub fn load_with(&self, name: &str, more: &[&str]) -> Load {
+        let begun = Instant::now();
+        let output = self.load_command(name, more).output().unwrap();
+        Load { output, took: begun.elapsed() }
+    }
+
+    /// The command of a load.
+    pub fn load_command(&self, name: &str, more: &[&str]) -> Command {
+        let url = self.url();
+        let mut arguments = vec!["boot", "--ready-only", "--json", "--image", name];
+        arguments.extend(["--memory", "256M", "--cache", &url, "--load-deadline", DEADLINE]);
+        arguments.extend(more);
+        let mut command = self.bench.vmm(&arguments);
+        command.env("VMM_STORE", self.bench.path().join("no-store"));
+        command
+    }
+}
+
+/// A cache of the nodes at these addresses.
+pub fn url(addresses: impl Iterator<Item = SocketAddr>) -> String {
+    let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
+    format!("memcached://{}", addresses.join(","))
+}
+
+/// A load that has ended.
+#[derive(Debug)]
+pub struct Load {
+    output: Output,
+    took: Duration,
+}
+
+impl Load {
+    /// It succeeded, with all bytes; what it tells of the cache.
+    pub fn complete(self) -> Value {
+        assert!(
+            self.output.status.success(),
+            "after {:?}: {}",
+            self.took,
+            String::from_utf8_lossy(&self.output.stderr)
+        );
+        let mut report: Value = serde_json::from_slice(&self.output.stdout).unwrap();
+        let load = report["load"].take();
+        assert_eq!(load["verify"], "full", "{load}");
+        let bytes = load["bytes_fetched"].as_u64().unwrap();
+        assert!(bytes > IMAGE_BYTES, "{load}");
+        load["cache"].clone()
+    }
+
+    /// It failed with `code` within its deadline and a grace; its words.
+    pub fn failed(self, code: i32) -> String {
+        let words = String::from_utf8(self.output.stderr).unwrap();
+        assert_eq!(self.output.status.code(), Some(code), "{words}");
+        // A deadline that is not kept would hang a control plane; the grace is for a busy host.
+        let limit = Duration::from_secs(DEADLINE.parse::<u64>().unwrap() + 20);
+        assert!(self.took < limit, "{:?}: {words}", self.took);
+        words
+    }
+}
