@@ -96,16 +96,10 @@ impl Mapping {
 
     /// Header and index, as words.
     pub fn words(&self) -> &[AtomicU64] {
+        let (start, words) = (self.start.cast::<AtomicU64>().as_ptr(), self.control / 8);
         // SAFETY: the mapping is page-aligned, initialised by the kernel, lives as long as `self`
         // (invariant 1), and is accessed through such atomics only (invariant 2).
-        unsafe {
-            std::slice::from_raw_parts(self.start.as_ptr().cast::<AtomicU64>(), self.control / 8)
-        }
-    }
-
-    /// Bytes of the mapping.
-    pub fn length(&self) -> usize {
-        self.length
+        unsafe { std::slice::from_raw_parts(start, words) }
     }
 
     /// Takes `capacity` bytes at `offset` as a slot that shows the first `length` of them; none if
@@ -117,8 +111,9 @@ impl Mapping {
             return None;
         }
         let bits = Bits::of(offset - self.control, capacity);
-        for (taken, (word, mask)) in bits.enumerate() {
-            let before = self.claims[word].fetch_or(mask, Ordering::Acquire);
+        for (taken, (word, mask)) in bits.clone().enumerate() {
+            // Acquire: after the slot's last user. Release: after its entry was taken back.
+            let before = self.claims[word].fetch_or(mask, Ordering::AcqRel);
             if before & mask != 0 {
                 // What this call set, and nothing else, is taken back.
                 self.claims[word].fetch_and(!(mask & !before), Ordering::Release);
@@ -141,7 +136,7 @@ impl Drop for Mapping {
 }
 
 /// The words of `claims`, and the bits of each, that stand for a part of the slots' bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Bits {
     next: usize,
     end: usize,
