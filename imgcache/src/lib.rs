@@ -3,7 +3,7 @@
 //! - [`image`]: the manifest (the landing plan), and the import of kernels and ramdisks into it;
 //! - [`store`]: the embedded store on local disk;
 //! - [`transport`]: the one interface through which a client sees any store;
-//! - [`client`]: resolves a name and loads the chunks of an image, each verified.
+//! - [`client`]: resolves a name and loads the chunks of an image, each verified;
 //! - [`index`]: the table in which a storage node lists what it holds, and how it is read from afar;
 //! - `node`: the storage node (feature `node`).
 #![deny(unsafe_code)]

@@ -71,7 +71,6 @@ impl Cache {
             arena,
             report: report.clone(),
             max_item_bytes: config.max_item_bytes,
-            _file: opened.lock,
         };
         Ok((cache, report))
     }
