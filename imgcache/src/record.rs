@@ -18,6 +18,8 @@ use crate::key::{ChunkKey, ManifestId};
 
 /// Bytes of a manifest in each piece but the last.
 pub const PIECE_BYTES: usize = 512 << 10;
+/// The same number.
+pub(crate) const PIECE_BYTES_U64: u64 = 512 << 10;
 /// The longest name record, in bytes.
 pub const MAX_NAME_RECORD_BYTES: usize = 512;
 /// The longest key of an item, in bytes; memcached takes 250.
@@ -134,7 +136,7 @@ impl IndexKey {
 
 /// How many pieces a manifest of `length` bytes has.
 pub fn piece_count(length: u64) -> u32 {
-    let pieces = length.div_ceil(u64::try_from(PIECE_BYTES).unwrap_or(u64::MAX));
+    let pieces = length.div_ceil(PIECE_BYTES_U64);
     u32::try_from(pieces).unwrap_or(u32::MAX)
 }
 

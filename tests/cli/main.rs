@@ -4,8 +4,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../cluster/servers.rs"]
+mod memcached;
 
 mod boot;
+mod cache;
 mod concurrent;
 mod exit_codes;
 mod fresh;

@@ -32,11 +32,9 @@ use crate::machine::{BootSpec, Life, Machine, MachineError};
 /// Ctrl-A, Ctrl-A ? tells so.
 ///
 /// The image comes from the store of this host, or with --cache from the nodes of a cache, all at
-/// once and straight into guest memory; what they lack is fetched from the store and put there:
-///
-///   vmm boot --image hello --cache memcached://10.0.0.1,10.0.0.2
+/// once and straight into guest memory; what they lack is fetched from the store and put there.
 #[derive(Debug, Args)]
-#[command(after_long_help = exit::TABLE, verbatim_doc_comment)]
+#[command(after_long_help = exit::TABLE)]
 pub struct BootCommand {
     /// Name of the image (see 'vmm image ls').
     #[arg(long, value_name = "NAME")]

@@ -25,7 +25,9 @@ impl Inbox {
     pub(super) fn put(&mut self, parts: &[&[u8]]) {
         self.bytes.drain(..self.start);
         self.start = 0;
-        parts.iter().for_each(|part| self.bytes.extend_from_slice(part));
+        for part in parts {
+            self.bytes.extend_from_slice(part);
+        }
     }
 
     /// The next line, without its end. Reads ahead from `stream` if it is not all here.

@@ -24,8 +24,6 @@ use crate::transport::{Accept, ChunkRead, TransportError};
 
 /// Two threads that fault the same 2 MiB page wait for one another while it is cleared.
 const REGION_SHIFT: u32 = 21;
-/// A chunk may take so many times the patience for a single byte.
-const CHUNK_PATIENCE: u32 = 5;
 
 /// A load under way.
 pub(super) struct Load<'a> {
@@ -77,7 +75,7 @@ impl Tally {
         self.latencies.add(begun.elapsed());
     }
 
-    pub(super) fn from_origin(&mut self, bytes: usize, begun: Instant) {
+    pub(super) fn fetched(&mut self, bytes: usize, begun: Instant) {
         self.chunks_from_origin += 1;
         self.bytes_from_origin += u64::try_from(bytes).unwrap_or(0);
         self.latencies.add(begun.elapsed());
@@ -372,7 +370,7 @@ impl<'l, 'm> Worker<'l, 'm> {
 
     fn receive(&mut self, connection: &mut Connection) -> Result<(), NodeError> {
         let Self { load, board, number, node, pending, in_flight, tally } = self;
-        let patience = load.options.progress.saturating_mul(CHUNK_PATIENCE);
+        let patience = load.options.progress.saturating_mul(super::PATIENCE);
         let due = Instant::now() + patience;
         connection.set_deadline(due.min(load.deadline));
         let mut arrived = 0;

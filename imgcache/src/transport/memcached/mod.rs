@@ -38,13 +38,18 @@ pub use self::stream::{Dialer, Tls, TlsError, TlsFiles};
 use super::{Session, Transport, TransportError};
 use crate::cluster::address::CacheUrl;
 use crate::cluster::members::{Members, MembersFile};
+use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
 use crate::key::ManifestId;
 use crate::parallel::{self, lock};
-use crate::record::{ItemKey, MAX_NAME_RECORD_BYTES, NameRecord};
+use crate::record::{
+    ItemKey, MAX_NAME_RECORD_BYTES, NameRecord, PIECE_BYTES, PIECE_BYTES_U64, piece_count,
+};
 
 /// Names that were resolved at the origin and whose images were not opened yet, at most.
 const MAX_PULLED: usize = 64;
+/// One chunk, or anything small, may take so many times the patience for a single byte.
+const PATIENCE: u32 = 5;
 /// Warnings of one kind that a process prints.
 const LOUD: u32 = 5;
 
@@ -163,7 +168,14 @@ impl Cluster {
         Instant::now() + self.0.options.load_deadline
     }
 
-    /// The item `key` from the first candidate that has one which `read` takes, in turn.
+    /// When something small that is begun now has to be done: a node that drips is one that stalls.
+    fn soon(&self) -> Instant {
+        let patience = self.0.options.progress.saturating_mul(PATIENCE);
+        Instant::now() + patience.min(self.0.options.load_deadline)
+    }
+
+    /// The item `key` from the first candidate that has one which `read` takes, in turn from number
+    /// `first` on.
     ///
     /// `Ok(None)` if no candidate has it and all were asked, or if there is an origin to go to.
     ///
@@ -173,14 +185,18 @@ impl Cluster {
         &self,
         key: &ItemKey,
         limit: usize,
+        first: usize,
         read: impl Fn(Item) -> Result<T, String>,
     ) -> Result<Option<T>, ClusterError> {
-        let (topology, deadline) = (self.topology(), self.deadline());
+        let topology = self.topology();
         let mut said = Vec::new();
         let mut certain = true;
-        for node in topology.candidates(&key.index_key()).all() {
+        let mut nodes: Vec<usize> = topology.candidates(&key.index_key()).all().collect();
+        let turn = first.checked_rem(nodes.len()).unwrap_or(0);
+        nodes.rotate_left(turn);
+        for node in nodes {
             let node = &topology.nodes[node];
-            let words = match node.with(deadline, |connection| connection.get(key, limit)) {
+            let words = match node.with(self.soon(), |connection| connection.get(key, limit)) {
                 Ok(Some(item)) => match read(item) {
                     Ok(read) => return Ok(Some(read)),
                     Err(words) => words,
@@ -206,7 +222,7 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::Unreachable`]: nobody knows the name, and not everybody could be asked.
     pub fn name_record(&self, name: &ImageName) -> Result<Option<NameRecord>, ClusterError> {
-        let (topology, deadline) = (self.topology(), self.deadline());
+        let (topology, deadline) = (self.topology(), self.soon());
         let key = ItemKey::name(name);
         let found: Mutex<Option<NameRecord>> = Mutex::default();
         let said: Mutex<Vec<(usize, String)>> = Mutex::default();
@@ -251,25 +267,51 @@ impl Cluster {
         Ok(found)
     }
 
-    /// The encoding of a manifest, if the cache has all of it; not yet verified.
-    fn manifest_bytes(&self, id: &ManifestId) -> Result<Option<Vec<u8>>, TransportError> {
-        use crate::image::manifest::{Manifest, ManifestError};
-        use crate::record::{PIECE_BYTES, piece_count};
+    /// The manifest `id`, verified, if the cache has all of it.
+    fn manifest(&self, id: &ManifestId) -> Result<Option<Manifest>, ClusterError> {
+        let mut last = None;
+        // Only the whole can be verified: if it is damaged, all pieces are had from other replicas.
+        for first in 0..=self.topology().replicas() {
+            let Some(bytes) = self.manifest_bytes(id, first)? else { break };
+            match Manifest::decode_as(id, &bytes) {
+                Ok(manifest) => return Ok(Some(manifest)),
+                Err(error) => last = Some(error),
+            }
+        }
+        last.map_or(Ok(None), |error| Err(ClusterError::Manifest(error)))
+    }
 
-        let piece = |number: u32| {
+    /// The encoding of a manifest, each piece from candidate `first` if it has one.
+    fn manifest_bytes(
+        &self,
+        id: &ManifestId,
+        first: usize,
+    ) -> Result<Option<Vec<u8>>, ClusterError> {
+        let piece = |number: u32, expected: Option<u64>| {
             let key = ItemKey::manifest_piece(id, number);
-            self.item(&key, PIECE_BYTES, |item| Ok(item.value))
+            self.item(&key, PIECE_BYTES, first, |item| {
+                let length = u64::try_from(item.value.len()).unwrap_or(u64::MAX);
+                let expected = match expected {
+                    Some(expected) => expected,
+                    None => Manifest::encoded_length(&item.value)
+                        .map_err(|error| error.to_string())?
+                        .min(PIECE_BYTES_U64),
+                };
+                if length == expected {
+                    return Ok(item.value);
+                }
+                Err(format!("has {length} bytes of a piece of {expected}"))
+            })
         };
-        let Some(first) = piece(0)? else { return Ok(None) };
-        let damaged = |source: ManifestError| TransportError::Cache(ClusterError::Manifest(source));
-        let length = Manifest::encoded_length(&first).map_err(damaged)?;
+        let Some(mut bytes) = piece(0, None)? else { return Ok(None) };
+        let length = Manifest::encoded_length(&bytes).map_err(ClusterError::Manifest)?;
         let count = piece_count(length);
         let rest: Vec<Mutex<Option<Vec<u8>>>> = (1..count).map(|_| Mutex::default()).collect();
         parallel::each((1..count).zip(&rest).collect(), |(number, slot)| {
-            *lock(slot) = piece(number)?;
-            Ok::<_, TransportError>(())
+            let left = length - u64::from(number) * PIECE_BYTES_U64;
+            *lock(slot) = piece(number, Some(left.min(PIECE_BYTES_U64)))?;
+            Ok::<_, ClusterError>(())
         })?;
-        let mut bytes = first;
         for slot in rest {
             let slot = slot.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
             let Some(more) = slot else { return Ok(None) };

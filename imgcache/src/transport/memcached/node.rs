@@ -9,7 +9,7 @@ use super::error::NodeError;
 use super::stream::Dialer;
 use crate::cluster::address::NodeAddress;
 use crate::cluster::members::{Member, Members};
-use crate::cluster::placement::{MAX_REPLICAS, Placement};
+use crate::cluster::placement::{MAX_REPLICAS, Placement, Replicas};
 use crate::parallel::lock;
 use crate::record::IndexKey;
 
@@ -198,7 +198,7 @@ impl Topology {
         }
         found.current = found.count;
         let previous = self.previous.as_ref().map(|placement| placement.replicas_of(key));
-        for node in previous.iter().flat_map(|replicas| replicas.as_slice()) {
+        for node in previous.iter().flat_map(Replicas::as_slice) {
             found.push(*node);
         }
         found

@@ -75,7 +75,7 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
     /// Brings a chunk, or leaves it waiting for somebody else.
     fn bring(&mut self, mut one: Waiting<'m>) {
         let key = ItemKey::chunk(&one.work.task.key);
-        let until = self.load.deadline;
+        let until = self.load.session.cluster.soon().min(self.load.deadline);
         let mut claimed = None;
         for number in one.work.task.candidates.current() {
             let node = &self.load.topology.nodes[number];
@@ -120,7 +120,7 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
             self.board.stop(Stop::Origin(task, error));
             return;
         }
-        self.tally.from_origin(buffer.len(), one.since);
+        self.tally.fetched(buffer.len(), one.since);
         self.put(&task, buffer);
         self.board.arrived(1);
     }
@@ -133,7 +133,8 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
             if outcome == Outcome::Failed || !node.breaker.is_closed(Instant::now()) {
                 continue;
             }
-            let put = node.with(self.load.deadline, |connection| connection.put(&item));
+            let until = self.load.session.cluster.soon().min(self.load.deadline);
+            let put = node.with(until, |connection| connection.put(&item));
             let told = match put {
                 Ok(answers) => match answers.first() {
                     Some(PutAnswer::Refused(reply)) => reply.clone(),

@@ -115,12 +115,14 @@ impl Receiver {
                 })?;
             }
             while !self.inbox.is_empty() {
-                let Some(front) = pending.pop_front() else {
+                let Some(front) = pending.front_mut() else {
                     return Err(NodeError::protocol("nothing more", b"more than was asked for"));
                 };
                 let answer = parse_answer(&mut self.inbox, stream, front.opaque, front.buffer)?;
                 answered = true;
-                done(front, answer);
+                if let Some(front) = pending.pop_front() {
+                    done(front, answer);
+                }
             }
         }
         Ok(())
@@ -180,12 +182,12 @@ impl Receiver {
                 self.at = here;
                 return Ok(());
             }
+            let [_, _, end] = front.parts();
+            if end != END {
+                return Err(NodeError::protocol("the end of a value", end));
+            }
             here -= whole;
-            if let Some(mut front) = pending.pop_front() {
-                let [_, _, end] = front.parts();
-                if end != END {
-                    return Err(NodeError::protocol("the end of a value", end));
-                }
+            if let Some(front) = pending.pop_front() {
                 done(front, Answer::Hit);
             }
         }

@@ -42,35 +42,26 @@ impl ClusterSession {
         id: ManifestId,
         pulled: Option<ImageName>,
     ) -> Result<Self, TransportError> {
-        let cached = match cluster.manifest_bytes(&id) {
-            Ok(Some(bytes)) => Some(Manifest::decode_as(&id, &bytes)),
-            Ok(None) => None,
-            Err(TransportError::Cache(ClusterError::Manifest(error))) => Some(Err(error)),
-            Err(error) => return Err(error),
-        };
         let has_origin = cluster.0.origin.is_some();
-        let manifest = match cached {
-            Some(Ok(manifest)) => Some(manifest),
-            Some(Err(error)) if has_origin => {
-                log::warn!("the cache's {error}; asking the origin");
+        let manifest = match cluster.manifest(&id) {
+            Ok(manifest) => manifest,
+            Err(error) if has_origin => {
+                log::warn!("{error}; asking the origin");
                 None
             }
-            Some(Err(error)) => return Err(ClusterError::Manifest(error).into()),
-            None if has_origin => None,
-            None => return Err(TransportError::UnknownManifest(id)),
+            Err(error) => return Err(error.into()),
         };
         let origin = OnceLock::new();
-        let manifest = match manifest {
-            Some(manifest) => manifest,
-            None => {
-                let session = match &cluster.0.origin {
-                    Some(origin) => origin.open(&id)?,
-                    None => return Err(TransportError::UnknownManifest(id)),
-                };
-                let manifest = session.manifest().clone();
-                origin.get_or_init(|| Ok(session));
-                manifest
-            }
+        let manifest = if let Some(manifest) = manifest {
+            manifest
+        } else {
+            let session = match &cluster.0.origin {
+                Some(origin) => origin.open(&id)?,
+                None => return Err(TransportError::UnknownManifest(id)),
+            };
+            let manifest = session.manifest().clone();
+            origin.get_or_init(|| Ok(session));
+            manifest
         };
         let (report, publisher) = (Mutex::default(), Mutex::default());
         Ok(Self { cluster, id, manifest, pulled, origin, report, publisher })

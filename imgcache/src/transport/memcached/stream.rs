@@ -91,7 +91,7 @@ impl Tls {
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
-        let config = match (&files.certificate, &files.key) {
+        let mut config = match (&files.certificate, &files.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(chain), Some(key)) => {
                 let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, &error))?;
@@ -99,6 +99,9 @@ impl Tls {
             }
             _ => return Err(TlsError::HalfIdentity),
         };
+        // OpenSSL servers that verify clients, memcached among them, answer a resumption with an internal
+        // error unless they have set a session context, which memcached has not.
+        config.resumption = rustls::client::Resumption::disabled();
         let name = |name: &String| {
             ServerName::try_from(name.clone()).map_err(|_| TlsError::ServerName(name.clone()))
         };
@@ -209,9 +212,7 @@ impl Stream {
     /// What an error of reading or writing means.
     pub(super) fn failed(&self, error: io::Error) -> NodeError {
         match error.kind() {
-            _ if error.get_ref().is_some_and(|inner| inner.is::<PastDeadline>()) => {
-                NodeError::Deadline
-            }
+            _ if is_past_deadline(&error) => NodeError::Deadline,
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
                 let past = self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
                 if past { NodeError::Deadline } else { NodeError::Stalled(self.progress) }
@@ -226,6 +227,11 @@ impl Stream {
 #[derive(Debug, thiserror::Error)]
 #[error("past the deadline")]
 struct PastDeadline;
+
+fn is_past_deadline(error: &io::Error) -> bool {
+    let inner = error.get_ref();
+    inner.and_then(|inner| inner.downcast_ref::<PastDeadline>()).is_some()
+}
 
 fn connect_tcp(host: &str, port: u16, patience: Duration) -> Result<TcpStream, NodeError> {
     let addresses = (host, port).to_socket_addrs().map_err(NodeError::Connect)?;

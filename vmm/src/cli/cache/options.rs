@@ -12,15 +12,19 @@ use imgcache::transport::memcached::{Cluster, ClusterOptions, TlsFiles};
 
 use crate::cli::{CliError, StoreOptions, find_store, open_store};
 
+const CACHE_HELP: &str = "\
+Cache of several nodes to use, each imgcached or memcached 1.6 or later. One of
+  memcached://HOST[:PORT],HOST2,...   these nodes; port 11211 if none is given
+  memcacheds://HOST[:PORT],...        these nodes, by TLS
+  unix:/PATH                          a socket of this host
+  members:FILE                        the nodes that a membership file lists";
+
 /// The distributed cache, if there is one.
 #[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Distributed cache")]
 pub struct CacheOptions {
-    /// Cache of several nodes, each imgcached or memcached 1.6 or later:
-    /// memcached://HOST[:PORT],HOST2,... (port 11211 if none is given), memcacheds://... for TLS,
-    /// unix:/PATH for a socket of this host, or members:FILE for the nodes that a membership file
-    /// lists.
-    #[arg(long, value_name = "URL", env = "VMM_CACHE")]
+    /// Cache of several nodes to use.
+    #[arg(long, value_name = "URL", env = "VMM_CACHE", long_help = CACHE_HELP)]
     pub cache: Option<CacheUrl>,
 
     /// PEM file with the authorities that the nodes' certificates must come from (memcacheds://).

@@ -34,7 +34,7 @@ fn posted<'m>(
     board
 }
 
-fn run<'m>(next: Next<'m>) -> Vec<Work<'m>> {
+fn run(next: Next<'_>) -> Vec<Work<'_>> {
     match next {
         Next::Ask(run) => run,
         other => panic!("{other:?}"),

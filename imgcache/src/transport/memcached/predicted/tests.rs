@@ -81,11 +81,11 @@ impl Said {
     }
 }
 
+/// What each get was told, with its buffer.
+type Told = Vec<(usize, Answer, Vec<u8>)>;
+
 /// Lets `said` be received; returns the answers with the buffers of hits, and how it ended.
-fn receive(
-    lengths: &[usize],
-    peer: &mut Peer,
-) -> (Vec<(usize, Answer, Vec<u8>)>, Result<(), NodeError>) {
+fn receive(lengths: &[usize], peer: &mut Peer) -> (Told, Result<(), NodeError>) {
     let mut memory: Vec<Vec<u8>> = lengths.iter().map(|length| vec![0xee; *length]).collect();
     let mut pending: VecDeque<_> = memory
         .iter_mut()
@@ -98,6 +98,8 @@ fn receive(
         let result = receiver.receive(peer, &mut pending, |one, answer| {
             answers.push((one.tag, answer, one.buffer.to_vec()));
         });
+        // What is not answered is pending still, whatever has happened.
+        assert_eq!(answers.len() + pending.len(), lengths.len());
         if result.is_err() {
             return (answers, result);
         }
