@@ -20,6 +20,7 @@ pub mod publish;
 mod report;
 mod session;
 mod stream;
+mod worker;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
