@@ -132,7 +132,8 @@ fn stream(bytes: usize) -> f64 {
         });
         let begun = Instant::now();
         let mut ram = memory();
-        let mut zones = ram.landing_zones(&[START..START + length]).unwrap();
+        let range = START..START + length;
+        let mut zones = ram.landing_zones(std::slice::from_ref(&range)).unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         for part in zones[0].chunks_mut(PART) {
             stream.read_exact(part).unwrap();
@@ -146,7 +147,8 @@ fn client(server: &str, chunks: &[(String, usize)]) -> f64 {
     let length = u64::try_from(bytes).unwrap();
     let begun = Instant::now();
     let mut ram = memory();
-    let mut zones = ram.landing_zones(&[START..START + length]).unwrap();
+    let range = START..START + length;
+    let mut zones = ram.landing_zones(std::slice::from_ref(&range)).unwrap();
     let client = memcache::Client::connect(format!("memcache://{server}")).unwrap();
     let mut rest = &mut *zones[0];
     for (key, length) in chunks {

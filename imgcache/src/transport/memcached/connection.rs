@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fmt::Write as _;
 use std::io::{IoSlice, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::error::NodeError;
 use super::predicted::{Answer, Header, Pending, Receiver, expect_end, parse_header};
@@ -315,6 +315,37 @@ impl Connection {
                 return self.checked(Err(NodeError::protocol("STAT or END", line.as_bytes())));
             }
         }
+    }
+
+    /// Whether the node knows leases: imgcached does, stock memcached does not.
+    ///
+    /// # Errors
+    /// The connection's failure.
+    pub(super) fn knows_leases(&mut self) -> Result<bool, NodeError> {
+        // Of a lease that nobody has. Unlike `lease`, it is one line also for who does not know it.
+        Ok(self.command(&[b"release 0000000000000000 0\r\n"])? == "NOT_FOUND")
+    }
+
+    /// Has the node keep the items of the index keys `keys` for `ttl`, as lease `id`, or for longer
+    /// if it has the lease already. Only for a node that [knows leases](Self::knows_leases).
+    ///
+    /// # Errors
+    /// The connection's failure; [`NodeError::Refused`] if the node holds too much already, or ends.
+    pub(super) fn lease(&mut self, id: u64, ttl: Duration, keys: &[u8]) -> Result<(), NodeError> {
+        let head = format!("lease {id:016x} {} {}\r\n", ttl.as_millis(), keys.len());
+        let reply = self.command(&[head.as_bytes(), keys, b"\r\n"])?;
+        if reply.starts_with("LEASE ") {
+            return Ok(());
+        }
+        Err(NodeError::Refused { what: "a lease".into(), reply })
+    }
+
+    /// Ends lease `id`, by which `bytes` were read.
+    ///
+    /// # Errors
+    /// The connection's failure.
+    pub(super) fn release(&mut self, id: u64, bytes: u64) -> Result<(), NodeError> {
+        self.command(&[format!("release {id:016x} {bytes}\r\n").as_bytes()]).map(drop)
     }
 
     /// The names of the images that the node knows, as `stats image` of imgcached tells them.

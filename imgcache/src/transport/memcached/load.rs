@@ -1,21 +1,18 @@
-//! Brings the chunks of a load from all nodes at once, straight to their final places.
-//!
-//! A thread for each connection: it asks for a few chunks ahead, puts guest memory under them while
-//! the node is at work, and verifies each chunk as it has come, while it is in the core's cache.
+//! Brings the chunks of a load from all nodes at once: decides who is asked for what first, starts the
+//! workers, and tells how it went.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::board::{Board, Next, Outcome, Stop, Task, Work};
-use super::connection::{Connection, MAX_ASKED};
+use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
-use super::node::{Node, Topology};
+use super::node::Topology;
 use super::origin::OriginWorker;
-use super::predicted::{Answer, Pending};
 use super::report::{CacheReport, Latencies, NodeReport};
 use super::session::ClusterSession;
+use super::worker::Worker;
 use super::{ClusterError, ClusterOptions};
 use crate::cluster::placement::balance;
 use crate::parallel::lock;
@@ -43,8 +40,8 @@ pub(super) struct Tally {
     nodes: Vec<NodeReport>,
     pub(super) chunks_from_origin: u64,
     pub(super) bytes_from_origin: u64,
-    misses: u64,
-    damaged: u64,
+    pub(super) misses: u64,
+    pub(super) damaged: u64,
     latencies: Latencies,
 }
 
@@ -81,7 +78,7 @@ impl Tally {
         self.latencies.add(begun.elapsed());
     }
 
-    fn failed(&mut self, node: usize, error: &NodeError) {
+    pub(super) fn failed(&mut self, node: usize, error: &NodeError) {
         self.nodes[node].failures += 1;
         self.nodes[node].last_failure = Some(error.to_string());
     }
@@ -184,6 +181,7 @@ impl<'a> Load<'a> {
         let random = usize::try_from(super::random() >> 1).unwrap_or(0);
         let first = random.checked_rem(works.len()).unwrap_or(0);
         let chosen = balance(&items, &weights, first);
+        self.mark_exclusive(&works, &chosen);
         // Each client begins elsewhere, at the beginning of a page.
         let region = works.get(first).map(|work| work.task.region);
         let begin = works.partition_point(|work| Some(work.task.region) < region);
@@ -194,6 +192,22 @@ impl<'a> Load<'a> {
         }
         let used = (0..nodes.len()).filter(|node| used[*node] && !dead.contains(node)).collect();
         (board, used)
+    }
+
+    /// Leaves pages that one node fills alone to the thread that reads from it: what the system clears
+    /// in the middle of a read is in the core's cache when it is written over.
+    fn mark_exclusive(&self, works: &[Work<'_>], chosen: &[Option<usize>]) {
+        let mut at = 0;
+        for run in works.chunk_by(|a, b| a.task.region == b.task.region) {
+            let nodes = &chosen[at..at + run.len()];
+            at += run.len();
+            let region = usize::try_from(run[0].task.region).unwrap_or(usize::MAX);
+            if nodes.iter().all(|node| *node == nodes[0])
+                && let Some(region) = self.regions.get(region)
+            {
+                region.get_or_init(|| ());
+            }
+        }
     }
 
     /// Puts memory under the page of a chunk, unless another thread has or is at it.
@@ -250,177 +264,6 @@ impl<'a> Load<'a> {
             }
         }
     }
-}
-
-/// What is remembered of a chunk that was asked for.
-struct Asked {
-    task: Task,
-    at: Instant,
-}
-
-/// One connection's thread.
-struct Worker<'l, 'm> {
-    load: &'l Load<'l>,
-    board: &'l Board<'m>,
-    number: usize,
-    node: &'l Node,
-    pending: VecDeque<Pending<'m, Asked>>,
-    /// Bytes that were asked for and have not come.
-    in_flight: usize,
-    tally: Tally,
-}
-
-impl<'l, 'm> Worker<'l, 'm> {
-    fn new(load: &'l Load<'l>, board: &'l Board<'m>, number: usize) -> Self {
-        let node = &*load.topology.nodes[number];
-        let (pending, tally) = (VecDeque::new(), load.new_tally());
-        Self { load, board, number, node, pending, in_flight: 0, tally }
-    }
-
-    fn run(mut self) {
-        let mut connection = None;
-        while let Some(result) = self.step(&mut connection) {
-            let Err(error) = result else { continue };
-            // An idle connection that had died of age is no failure of the node.
-            let aged = connection.take().is_some_and(|one: Connection| one.reused)
-                && matches!(error, NodeError::Closed | NodeError::Io(_));
-            if !aged {
-                self.tally.failed(self.number, &error);
-                self.node.failed(&error);
-            }
-            let over = Instant::now() >= self.load.deadline;
-            let gone = matches!(
-                error,
-                NodeError::Connect(_) | NodeError::Stalled(_) | NodeError::LeftAlone { .. }
-            );
-            // It must be known before it is asked who else may have the chunks.
-            if gone {
-                self.board.give_up(self.number);
-            }
-            if over {
-                self.board.stop(Stop::Deadline);
-            }
-            self.in_flight = 0;
-            for Pending { tag, buffer, .. } in self.pending.drain(..) {
-                let work = Work { task: tag.task, buffer };
-                self.board.pass_on(work, self.number, Outcome::Failed);
-            }
-            if gone || over {
-                break;
-            }
-        }
-        if let Some(connection) = connection {
-            self.node.give_back(connection);
-        }
-        self.load.add(&self.tally);
-    }
-
-    /// Asks for what there is room for, and receives. `None` at the end.
-    fn step(&mut self, connection: &mut Option<Connection>) -> Option<Result<(), NodeError>> {
-        let window = self.load.options.window;
-        if self.in_flight <= window / 2 && self.pending.len() <= MAX_ASKED / 2 {
-            let room = window.saturating_sub(self.in_flight);
-            let wait = self.pending.is_empty();
-            match self.board.take(self.number, room, MAX_ASKED - self.pending.len(), wait) {
-                Next::Ask(run) => {
-                    // What cannot be asked for is pending all the same, to be passed on.
-                    let result = self.ask(connection, run);
-                    if result.is_err() || self.in_flight <= window / 2 {
-                        return Some(result);
-                    }
-                }
-                Next::Nothing => (),
-                Next::End if wait => return None,
-                Next::End => (),
-            }
-        }
-        Some(self.receive(connection.as_mut()?))
-    }
-
-    fn ask(
-        &mut self,
-        connection: &mut Option<Connection>,
-        run: Vec<Work<'m>>,
-    ) -> Result<(), NodeError> {
-        let at = Instant::now();
-        let result = match connection {
-            Some(_) => Ok(()),
-            None => self.node.connect(self.load.deadline).map(|new| *connection = Some(new)),
-        };
-        let first = self.pending.len();
-        for Work { task, buffer } in run {
-            self.in_flight += buffer.len();
-            let opaque = connection.as_mut().map_or(0, Connection::next_opaque);
-            self.pending.push_back(Pending::new(Asked { task, at }, buffer, opaque));
-        }
-        result?;
-        let Some(connection) = connection else { return Ok(()) };
-        let keys: Vec<(ItemKey, u64)> = self
-            .pending
-            .iter()
-            .skip(first)
-            .map(|one| (ItemKey::chunk(&one.tag.task.key), one.opaque()))
-            .collect();
-        connection.ask(keys.iter().map(|(key, opaque)| (key, *opaque)))?;
-        for one in self.pending.iter_mut().skip(first) {
-            self.load.touch(&one.tag.task, one.buffer);
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, connection: &mut Connection) -> Result<(), NodeError> {
-        let Self { load, board, number, node, pending, in_flight, tally } = self;
-        let patience = load.options.progress.saturating_mul(super::PATIENCE);
-        let due = Instant::now() + patience;
-        connection.set_deadline(due.min(load.deadline));
-        let mut arrived = 0;
-        let result = connection.answers(pending, |one, answer| {
-            let Pending { tag: Asked { task, at }, buffer, .. } = one;
-            *in_flight -= buffer.len();
-            let outcome = match answer {
-                Answer::Hit if (load.accept)(task.index, buffer) => {
-                    tally.supplied(*number, buffer.len(), at);
-                    arrived += 1;
-                    return;
-                }
-                Answer::Hit => {
-                    damaged(node, &task, "is damaged");
-                    Outcome::Damaged
-                }
-                Answer::Miss | Answer::Claimed => Outcome::Missed,
-                Answer::Length(length) => {
-                    let what = format!("has {length} bytes instead of {}", buffer.len());
-                    damaged(node, &task, &what);
-                    Outcome::Length
-                }
-                Answer::Refused(reply) => {
-                    log::info!("cache node {}: {reply}", node.name());
-                    Outcome::Refused
-                }
-            };
-            match outcome {
-                Outcome::Missed => tally.misses += 1,
-                Outcome::Damaged | Outcome::Length => tally.damaged += 1,
-                _ => (),
-            }
-            board.pass_on(Work { task, buffer }, *number, outcome);
-        });
-        if arrived > 0 {
-            connection.reused = false;
-            board.arrived(arrived);
-        }
-        // A node that drips is as bad as one that stalls.
-        result.map_err(|error| match error {
-            NodeError::Deadline if Instant::now() < load.deadline => NodeError::Stalled(patience),
-            error => error,
-        })
-    }
-}
-
-/// Tells of content that is not what it should be; of many such only the first few aloud.
-fn damaged(node: &Node, task: &Task, what: &str) {
-    let level = if super::is_first_few() { log::Level::Warn } else { log::Level::Debug };
-    log::log!(level, "cache node {}: chunk {} {what} ({})", node.name(), task.index, task.key);
 }
 
 /// How long an origin worker waits for work at a time.

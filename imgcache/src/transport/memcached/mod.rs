@@ -13,6 +13,7 @@ mod breaker;
 mod connection;
 mod error;
 mod inbox;
+mod lease;
 mod load;
 pub mod moving;
 mod node;
@@ -23,6 +24,7 @@ mod report;
 mod session;
 mod stream;
 pub mod survey;
+mod worker;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};

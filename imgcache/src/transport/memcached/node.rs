@@ -1,6 +1,6 @@
 //! The nodes of a cache as this process knows them: idle connections and breaker of each.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::breaker::Breaker;
@@ -23,6 +23,8 @@ pub struct Node {
     address: NodeAddress,
     weight: u32,
     pub(super) breaker: Breaker,
+    /// Whether it knows leases, once it was asked.
+    pub(super) knows_leases: OnceLock<bool>,
     idle: Mutex<Vec<Connection>>,
     dialer: Arc<Dialer>,
 }
@@ -34,6 +36,7 @@ impl Node {
             address: member.address.clone(),
             weight: member.weight,
             breaker: Breaker::default(),
+            knows_leases: OnceLock::new(),
             idle: Mutex::default(),
             dialer: Arc::clone(dialer),
         }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::{Mutex, OnceLock};
 use std::thread::JoinHandle;
 
+use super::lease::Lease;
 use super::load::Load;
 use super::publish;
 use super::report::CacheReport;
@@ -12,6 +13,7 @@ use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
 use crate::key::ManifestId;
 use crate::parallel::lock;
+use crate::record::ItemKey;
 use crate::transport::{Accept, ChunkRead, MappableExtent, Session, TransportError};
 
 /// An image of a [`Cluster`].
@@ -138,8 +140,11 @@ impl Session for ClusterSession {
             }
         }
         let topology = self.cluster.topology();
+        let keys = reads.iter().map(|read| ItemKey::chunk(&read.key).index_key());
+        let lease = Lease::take(&topology, keys);
         let load = Load::new(self, &topology, accept, self.cluster.deadline());
         let (result, report) = load.run(reads);
+        lease.end(report.nodes.iter().map(|node| (node.name.clone(), node.bytes)).collect());
         let from_origin = report.chunks_from_origin;
         *lock(&self.report) = Some(report);
         result?;
