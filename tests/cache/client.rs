@@ -78,11 +78,6 @@ impl<S: Read + Write> Client<S> {
         String::from_utf8_lossy(&line[..end]).into_owned()
     }
 
-    /// The lines up to `END`.
-    pub fn lines(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| Some(self.line()).filter(|line| line != "END")).collect()
-    }
-
     /// Sends a request, and returns all that is answered to it.
     pub fn ask(&mut self, request: impl AsRef<[u8]>) -> String {
         String::from_utf8_lossy(&self.ask_bytes(request)).into_owned()

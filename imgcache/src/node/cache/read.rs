@@ -7,7 +7,7 @@ use super::item::{Content, Item, Win};
 use super::key::{Key, Kind};
 use super::request::GetRequest;
 use super::state::{Gone, State};
-use super::table::{self, PLACEHOLDER, TOKEN};
+use super::table::{self, FETCHED, PLACEHOLDER, TOKEN};
 use super::time::{Expires, Now};
 use super::write::Filled;
 use super::{Cache, Held};
@@ -78,18 +78,21 @@ impl State {
         &mut self,
         key: &Key,
         expires: Expires,
-        cas: Option<u64>,
+        request: &GetRequest,
         now: Now,
     ) -> Result<Option<Item>, StoreError> {
         let Some(class) = Class::for_length(0) else { return Ok(None) };
         let content = Arc::new(Content::from(Filled::new(self.reserve(class, 0, now)?)));
         let mut record = table::fresh(key.index(), content, now, self.epoch);
-        record.cas = self.next_cas(cas);
+        record.cas = self.next_cas(request.cas);
         record.expires = expires;
         record.set(PLACEHOLDER | TOKEN, true);
+        // Being made counts as being fetched, which is told from the next get on.
+        record.set(FETCHED, !request.quiet);
         let id = self.put(record)?;
         Ok(self.item(id).map(|item| Item {
             win: Win::Won,
+            fetched: false,
             // Flags in front of the one that made it see an item that never expires.
             previous_expires: Expires::NEVER,
             ..item
@@ -116,7 +119,7 @@ impl Cache {
     ) -> Result<Option<Item>, StoreError> {
         let mut state = self.lock();
         match (state.get(key, request, now), request.vivify) {
-            (None, Some(expires)) => state.vivify(key, expires, request.cas, now),
+            (None, Some(expires)) => state.vivify(key, expires, request, now),
             (item, _) => Ok(item),
         }
     }
