@@ -58,7 +58,7 @@ impl State {
         let mut item = self.item(id)?;
         let left = item.expires.remaining(now);
         let due = left.is_some_and(|left| request.recache.is_some_and(|limit| left < limit));
-        if (item.stale || due) && item.win == Win::Nobody {
+        if (item.stale || due) && item.win == Win::Nobody && !request.no_win {
             item.win = Win::Won;
             self.table.record_mut(id).set(TOKEN, true);
         }
@@ -103,7 +103,8 @@ impl State {
 impl Cache {
     /// The item of `key`.
     pub fn get(&self, key: &Key, now: Now) -> Option<Item> {
-        self.lock().get(key, &GetRequest::default(), now)
+        let request = GetRequest { no_win: true, ..GetRequest::default() };
+        self.lock().get(key, &request, now)
     }
 
     /// The item of `key`, with what meta gets do beside. An item that wins because little time is
@@ -141,7 +142,7 @@ impl Cache {
 
     /// Sets when the item of `key` expires, and gets it.
     pub fn get_and_touch(&self, key: &Key, expires: Expires, now: Now) -> Option<Item> {
-        let request = GetRequest { touch: Some(expires), ..GetRequest::default() };
+        let request = GetRequest { touch: Some(expires), no_win: true, ..GetRequest::default() };
         self.lock().get(key, &request, now)
     }
 

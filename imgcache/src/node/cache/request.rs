@@ -66,6 +66,8 @@ pub struct GetRequest {
     pub cas: Option<u64>,
     /// Leaves access time, the mark of having been fetched, and the order of eviction as they are.
     pub quiet: bool,
+    /// Leaves it to others to win: what is not `mg`.
+    pub no_win: bool,
 }
 
 /// Which way a number goes.
