@@ -53,6 +53,7 @@ pub(super) fn get(shared: &Shared, meta: &Meta<'_>, out: &mut Output, now: Now) 
         recache: meta.recache.and_then(|expiry| recache(expiry, now)),
         cas: meta.new_cas,
         quiet: meta.no_bump,
+        no_win: false,
     };
     match shared.cache.get_with(&Key::new(&meta.key.bytes()), &request, now) {
         Ok(Some(item)) => {
@@ -112,7 +113,8 @@ pub(super) fn finish_set(
     };
     let mode = match (wanted, meta.cas) {
         (Mode::Set | Mode::Replace, Some(cas)) => {
-            attributes.invalidate = meta.invalidate;
+            // As in memcached, 0 is older than nothing.
+            attributes.invalidate = meta.invalidate && cas != 0;
             StoreMode::Cas(cas)
         }
         (Mode::Append | Mode::Prepend, Some(cas)) => {
@@ -195,7 +197,7 @@ pub(super) fn arithmetic(
 
 /// `me`.
 pub(super) fn debug(shared: &Shared, key: &MetaKey<'_>, out: &mut Output, now: Now) {
-    let request = GetRequest { quiet: true, ..GetRequest::default() };
+    let request = GetRequest { quiet: true, no_win: true, ..GetRequest::default() };
     let Ok(Some(item)) = shared.cache.get_with(&Key::new(&key.bytes()), &request, now) else {
         return answer(out, false, "EN");
     };
