@@ -50,7 +50,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn receive(&mut self) -> io::Result<usize> {
-        let mut buffer = [0; 64 << 10];
+        let mut buffer = vec![0; 64 << 10];
         let length = self.stream.read(&mut buffer)?;
         self.received.extend_from_slice(&buffer[..length]);
         Ok(length)

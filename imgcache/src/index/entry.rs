@@ -100,12 +100,12 @@ impl Entry {
         let (key_low, key_high) = self.key.halves();
         let [hash_low, hash_high] = split_u128(self.hash);
         let location =
-            self.state.code() << 56 | u64::from(self.region) << 48 | self.offset % OFFSET_END;
+            (self.state.code() << 56) | (u64::from(self.region) << 48) | (self.offset % OFFSET_END);
         let mut words = [
             key_low,
             key_high,
             location,
-            u64::from(self.length) | u64::from(self.expires) << 32,
+            u64::from(self.length) | (u64::from(self.expires) << 32),
             self.generation,
             hash_low,
             hash_high,
@@ -153,7 +153,7 @@ impl Entry {
             length,
             expires,
             generation: words[4],
-            hash: u128::from(words[6]) << 64 | u128::from(words[5]),
+            hash: (u128::from(words[6]) << 64) | u128::from(words[5]),
             flags,
         })
     }
@@ -176,8 +176,8 @@ fn checksum(words: &EntryWords, boot_id: u64, slot: u64) -> u32 {
 
 /// The lower and the upper half.
 fn split_u64(word: u64) -> (u32, u32) {
-    let [a, b, c, d, e, f, g, h] = word.to_le_bytes();
-    (u32::from_le_bytes([a, b, c, d]), u32::from_le_bytes([e, f, g, h]))
+    let half = |bits: u64| u32::try_from(bits & 0xffff_ffff).unwrap_or(0);
+    (half(word), half(word >> 32))
 }
 
 /// The lower and the upper half.
@@ -220,7 +220,7 @@ mod tests {
             length: 0x0102_0304,
             expires: 0x0506_0708,
             generation: 0x1112_1314_1516_1718,
-            hash: 0xff_u128 << 120 | 1,
+            hash: (0xff_u128 << 120) | 1,
             flags: 0x766d_6301,
         };
         let bytes: Vec<u8> =

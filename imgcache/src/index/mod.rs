@@ -24,8 +24,9 @@ impl IndexKey {
 
     /// The two halves, little-endian.
     pub(crate) fn halves(self) -> (u64, u64) {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
-        (u64::from_le_bytes([a, b, c, d, e, f, g, h]), u64::from_le_bytes([i, j, k, l, m, n, o, p]))
+        let value = u128::from_le_bytes(self.0);
+        let half = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or(0);
+        (half(value), half(value >> 64))
     }
 }
 

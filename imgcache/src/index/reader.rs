@@ -6,9 +6,9 @@
 //! checked would, over RDMA, destroy the connection. What is not accepted is read again, after 0, 10
 //! and 100 microseconds; then the node has to be asked.
 //!
-//! The absence of a key is believed only after two looks in a row at whole entries without a trace of
-//! the key: between two reads the node may have moved it from the bucket that is read second to the
-//! one that was read first. A tombstone of the key is such a trace.
+//! The absence of a key is believed only if no look, the repeated ones among them, found a trace of
+//! it: between two reads the node may have moved it from the bucket that is read second to the one
+//! that was read first. A tombstone of the key is such a trace, and so is an entry that is not whole.
 
 use std::time::Duration;
 
@@ -74,9 +74,10 @@ pub enum Lookup {
 
 /// What one look at the two buckets gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Look {
+pub enum Look {
+    /// The entry.
     Found(Entry),
-    /// All entries are whole, none has ever had the key.
+    /// All entries are whole, and none is of the key.
     Clean,
     /// Something was being written, or was moved or removed.
     Disturbed,
@@ -102,22 +103,26 @@ impl Exported {
     ) -> Result<Lookup, S::Error> {
         let numbers = self.table.candidates(key);
         let mut buckets = [EMPTY_BUCKET; 2];
-        let mut clean = false;
+        let mut clean = true;
         let mut pauses = PAUSES.iter();
         loop {
             source.read(numbers, &mut buckets)?;
-            match self.look(numbers, &buckets, key) {
+            match self.look(&buckets, key) {
                 Look::Found(entry) => return Ok(Lookup::Found(entry)),
-                Look::Clean if clean => return Ok(Lookup::Absent),
-                look => clean = look == Look::Clean,
+                look => clean &= look == Look::Clean,
             }
-            let Some(pause) = pauses.next() else { return Ok(Lookup::AskNode) };
-            source.pause(if clean { Duration::ZERO } else { *pause });
+            match pauses.next() {
+                Some(pause) => source.pause(*pause),
+                None if clean => return Ok(Lookup::Absent),
+                None => return Ok(Lookup::AskNode),
+            }
         }
     }
 
-    /// One look. Of two entries of the key, which there are while it is moved, the newer one.
-    fn look(&self, numbers: [u64; 2], buckets: &[Bucket; 2], key: IndexKey) -> Look {
+    /// One look at the two buckets of `key`, for those who read many at once. Of two entries of the
+    /// key, which there are while it is moved, it finds the newer one.
+    pub fn look(&self, buckets: &[Bucket; 2], key: IndexKey) -> Look {
+        let numbers = self.table.candidates(key);
         let mut found: Option<Entry> = None;
         let mut disturbed = false;
         for (number, bucket) in numbers.into_iter().zip(buckets) {
@@ -140,6 +145,151 @@ impl Exported {
             (Some(entry), _) => Look::Found(entry),
             (None, true) => Look::Disturbed,
             (None, false) => Look::Clean,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::convert::Infallible;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::index::entry::EMPTY;
+
+    /// What each read gives, the last one again and again; and the pauses between them.
+    #[derive(Default)]
+    struct Script {
+        reads: Vec<HashMap<u64, EntryWords>>,
+        read: usize,
+        pauses: Vec<Duration>,
+    }
+
+    impl BucketSource for Script {
+        type Error = Infallible;
+
+        fn read(&mut self, buckets: [u64; 2], out: &mut [Bucket; 2]) -> Result<(), Infallible> {
+            let table = &self.reads[self.read.min(self.reads.len() - 1)];
+            self.read += 1;
+            for (number, bucket) in buckets.into_iter().zip(out) {
+                for (place, words) in bucket.iter_mut().enumerate() {
+                    let slot = TableGeometry::slot(number, place);
+                    *words = table.get(&slot).copied().unwrap_or(EMPTY);
+                }
+            }
+            Ok(())
+        }
+
+        fn pause(&mut self, time: Duration) {
+            self.pauses.push(time);
+        }
+    }
+
+    const KEY: IndexKey = IndexKey([3; 16]);
+
+    fn exported() -> Exported {
+        let table = TableGeometry::with_buckets(16).unwrap();
+        Exported { boot_id: 7, table, region: 0, bytes: 1 << 20, content: 8192 }
+    }
+
+    fn entry(generation: u64) -> Entry {
+        Entry {
+            key: KEY,
+            state: State::Live,
+            region: 0,
+            offset: 8192,
+            length: 100,
+            expires: 0,
+            generation,
+            hash: 1,
+            flags: 0,
+        }
+    }
+
+    /// A table with these entries at these places of the key's first bucket.
+    fn table(entries: &[(usize, Entry)]) -> HashMap<u64, EntryWords> {
+        let bucket = exported().table.candidates(KEY)[0];
+        let words = entries.iter().map(|(place, entry)| {
+            let slot = TableGeometry::slot(bucket, *place);
+            (slot, entry.encode(7, slot))
+        });
+        words.collect()
+    }
+
+    fn lookup(reads: Vec<HashMap<u64, EntryWords>>) -> (Lookup, usize) {
+        let mut script = Script { reads, ..Script::default() };
+        let Ok(found) = exported().lookup(&mut script, KEY);
+        assert_eq!(script.pauses, PAUSES[..script.read - 1]);
+        (found, script.read)
+    }
+
+    #[test]
+    fn what_is_whole_is_found_at_once_and_the_newer_of_two() {
+        assert_eq!(lookup(vec![table(&[(2, entry(5))])]), (Lookup::Found(entry(5)), 1));
+        let two = table(&[(2, entry(5)), (7, entry(6))]);
+        assert_eq!(lookup(vec![two]), (Lookup::Found(entry(6)), 1));
+    }
+
+    #[test]
+    fn what_is_not_accepted_is_read_three_times_more() {
+        let mut torn = table(&[(2, entry(5))]);
+        for words in torn.values_mut() {
+            words[4] = 9;
+        }
+        let whole = table(&[(2, entry(9))]);
+        assert_eq!(lookup(vec![torn.clone()]), (Lookup::AskNode, 4));
+        let late = vec![torn.clone(), torn.clone(), torn, whole];
+        assert_eq!(lookup(late), (Lookup::Found(entry(9)), 4));
+        let removed = table(&[(2, entry(5).tombstone())]);
+        assert_eq!(lookup(vec![removed]), (Lookup::AskNode, 4));
+        assert_eq!(lookup(vec![HashMap::new()]), (Lookup::Absent, 4));
+    }
+
+    #[test]
+    fn a_place_outside_the_region_is_never_followed() {
+        for (offset, length, region) in [
+            (8191, 1, 0),
+            (0, 0, 0),
+            ((1 << 20) - 99, 100, 0),
+            (1 << 20, 1, 0),
+            ((1 << 48) - 1, u32::MAX, 0),
+            (8192, 100, 1),
+        ] {
+            let outside = Entry { region, offset, length, ..entry(5) };
+            assert_eq!(lookup(vec![table(&[(0, outside)])]), (Lookup::AskNode, 4), "{outside:?}");
+        }
+    }
+
+    #[test]
+    fn the_failure_of_the_source_comes_back() {
+        struct Failing;
+        impl BucketSource for Failing {
+            type Error = u8;
+            fn read(&mut self, _: [u64; 2], _: &mut [Bucket; 2]) -> Result<(), u8> {
+                Err(5)
+            }
+        }
+        assert_eq!(exported().lookup(&mut Failing, KEY), Err(5));
+    }
+
+    proptest! {
+        /// Any words in any bucket: nothing but an entry of the key that was written for its place
+        /// comes out.
+        #[test]
+        fn garbage_is_never_accepted(words: [[u64; 8]; 16], place in 0..8_usize, put: bool) {
+            let exported = exported();
+            let mut buckets = [EMPTY_BUCKET; 2];
+            for (to, from) in buckets.iter_mut().flatten().zip(words) {
+                *to = from;
+            }
+            if put {
+                let slot = TableGeometry::slot(exported.table.candidates(KEY)[1], place);
+                buckets[1][place] = entry(5).encode(7, slot);
+            }
+            let expected = if put { Look::Found(entry(5)) } else { Look::Disturbed };
+            prop_assert_eq!(exported.look(&buckets, KEY), expected);
         }
     }
 }

@@ -100,7 +100,7 @@ struct OfClass {
 /// All slabs.
 #[derive(Debug)]
 pub struct Slabs {
-    slabs: Vec<Option<Slab>>,
+    all: Vec<Option<Slab>>,
     free: BTreeSet<u32>,
     classes: [OfClass; CLASSES],
 }
@@ -109,18 +109,18 @@ impl Slabs {
     /// `count` slabs, all free.
     pub fn new(count: u32) -> Self {
         Self {
-            slabs: (0..count).map(|_| None).collect(),
+            all: (0..count).map(|_| None).collect(),
             free: (0..count).collect(),
             classes: Default::default(),
         }
     }
 
     fn slab(&self, number: u32) -> Option<&Slab> {
-        self.slabs.get(usize::try_from(number).ok()?)?.as_ref()
+        self.all.get(usize::try_from(number).ok()?)?.as_ref()
     }
 
     fn slab_mut(&mut self, number: u32) -> Option<&mut Slab> {
-        self.slabs.get_mut(usize::try_from(number).ok()?)?.as_mut()
+        self.all.get_mut(usize::try_from(number).ok()?)?.as_mut()
     }
 
     /// Takes a slot, from a free slab if those of the class are full; none if there is neither.
@@ -151,7 +151,7 @@ impl Slabs {
 
     /// Gives a free slab to a class.
     fn assign(&mut self, number: u32, class: Class) -> Option<u32> {
-        *self.slabs.get_mut(usize::try_from(number).ok()?)? = Some(Slab::new(class));
+        *self.all.get_mut(usize::try_from(number).ok()?)? = Some(Slab::new(class));
         self.free.remove(&number);
         let of_class = &mut self.classes[class.number()];
         of_class.partial.insert(number);
@@ -191,7 +191,7 @@ impl Slabs {
             of_class.slabs -= 1;
             self.free.insert(place.slab);
             if let Some(slab) =
-                usize::try_from(place.slab).ok().and_then(|number| self.slabs.get_mut(number))
+                usize::try_from(place.slab).ok().and_then(|number| self.all.get_mut(number))
             {
                 *slab = None;
             }
@@ -238,7 +238,7 @@ impl Slabs {
 
     /// How many slabs there are.
     pub fn count(&self) -> usize {
-        self.slabs.len()
+        self.all.len()
     }
 
     /// How many slabs belong to no class.
@@ -268,9 +268,9 @@ impl Slabs {
 
     /// Bytes that the bookkeeping of slots takes.
     pub fn overhead(&self) -> usize {
-        let slabs = self.slabs.iter().flatten();
+        let slabs = self.all.iter().flatten();
         let tables = slabs.map(|slab| slab.map.len() * 8 + slab.owners.len() * 4);
-        self.slabs.len() * (size_of::<Option<Slab>>() + 8) + tables.sum::<usize>()
+        self.all.len() * (size_of::<Option<Slab>>() + 8) + tables.sum::<usize>()
     }
 }
 
@@ -300,7 +300,7 @@ mod tests {
         let (large, small) = (Class(12), Class(0));
         let places = [slabs.allocate(large).unwrap(), slabs.allocate(large).unwrap()];
         assert_eq!((slabs.allocate(large), slabs.allocate(small)), (None, None));
-        places.map(|place| assert!(slabs.release(place)));
+        assert!(places.into_iter().all(|place| slabs.release(place)));
         assert!(!slabs.release(places[0]), "only once");
         assert!(slabs.allocate(small).is_some());
         assert_eq!(slabs.used_bytes(), 256);
@@ -341,11 +341,10 @@ mod tests {
                 match step {
                     Step::Allocate(class) => {
                         let class = Class(class);
-                        match slabs.allocate(class) {
-                            Some(place) => {
-                                prop_assert_eq!(held.insert(place, (class, None)), None);
-                            }
-                            None => prop_assert_eq!((slabs.free_slabs(), slabs.free_of(class)), (0, 0)),
+                        if let Some(place) = slabs.allocate(class) {
+                            prop_assert_eq!(held.insert(place, (class, None)), None);
+                        } else {
+                            prop_assert_eq!((slabs.free_slabs(), slabs.free_of(class)), (0, 0));
                         }
                     }
                     Step::Adopt(class, slab, slot) => {

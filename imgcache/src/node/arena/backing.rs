@@ -116,7 +116,7 @@ fn attempt(backing: Backing, length: usize, control: usize) -> io::Result<Mappin
     let file: OwnedFd = memfd_create("imgcached", flags)?;
     ftruncate(&file, length as u64)?;
     // A pool too small shows here: the pages of a shared mapping are reserved when it is made.
-    let mapping = Mapping::new(&file, length, control)?;
+    let mapping = Mapping::new(file, length, control)?;
     match backing {
         Backing::Hugetlb => (),
         Backing::Thp => mapping.want_huge_pages(true)?,
@@ -165,7 +165,7 @@ mod tests {
             Backing::Small => 2,
         };
         assert_eq!(backed.fallbacks.len(), better, "{:?}", backed.fallbacks);
-        assert_eq!(backed.mapping.length(), length);
+        assert!(backed.mapping.populate(0, length, true).is_ok());
         let small = anonymous(BackingChoice::Small, length, 1 << 20).unwrap();
         assert_eq!((small.backing, small.fallbacks), (Backing::Small, vec![]));
     }

@@ -9,13 +9,14 @@
 //!    `claims`; a slot sets the bits of all its granules, each from 0 to 1, before it exists, and
 //!    clears them after it can no longer be used. So no two slots have a byte in common, and Rust's
 //!    borrow of the slot is the borrow of its bytes.
-//! 4. No other process writes: anonymous memory has no name, and a file is locked ([`super::open`]).
+//! 4. No other process writes: anonymous memory has no name, and a file was locked ([`super::open`])
+//!    and stays so for as long as there is the mapping, which owns it.
 //!    Remote readers read by DMA, which is no access in the sense of the language; they verify.
 #![expect(unsafe_code, reason = "memory that is shared with devices and outlives the process")]
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -31,6 +32,8 @@ pub struct Mapping {
     length: usize,
     control: usize,
     claims: Box<[AtomicU64]>,
+    /// Closed, and with that unlocked, after it is unmapped.
+    _file: OwnedFd,
 }
 
 // SAFETY: the mapping belongs to no thread; who may access which part is invariants 2 and 3.
@@ -50,18 +53,18 @@ impl Mapping {
     ///
     /// # Errors
     /// The kernel's; for huge pages, that there are not enough.
-    pub fn new(file: impl AsFd, length: usize, control: usize) -> io::Result<Self> {
+    pub fn new(file: OwnedFd, length: usize, control: usize) -> io::Result<Self> {
         if control > length || !control.is_multiple_of(GRANULE) || !length.is_multiple_of(GRANULE) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a new mapping, at an address that the kernel chooses.
         let start =
-            unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, file, 0) }?;
+            unsafe { mmap(std::ptr::null_mut(), length, protection, MapFlags::SHARED, &file, 0) }?;
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let words = (length - control).div_ceil(GRANULE * 64);
         let claims = (0..words).map(|_| AtomicU64::new(0)).collect();
-        let mapping = Self { start, length, control, claims };
+        let mapping = Self { start, length, control, claims, _file: file };
         // An arena in a core dump would be of no use; kernels without the advice dump it.
         let _ = mapping.advise(0, length, Advice::LinuxDontDump);
         Ok(mapping)
@@ -96,16 +99,10 @@ impl Mapping {
 
     /// Header and index, as words.
     pub fn words(&self) -> &[AtomicU64] {
+        let (start, words) = (self.start.cast::<AtomicU64>().as_ptr(), self.control / 8);
         // SAFETY: the mapping is page-aligned, initialised by the kernel, lives as long as `self`
         // (invariant 1), and is accessed through such atomics only (invariant 2).
-        unsafe {
-            std::slice::from_raw_parts(self.start.as_ptr().cast::<AtomicU64>(), self.control / 8)
-        }
-    }
-
-    /// Bytes of the mapping.
-    pub fn length(&self) -> usize {
-        self.length
+        unsafe { std::slice::from_raw_parts(start, words) }
     }
 
     /// Takes `capacity` bytes at `offset` as a slot that shows the first `length` of them; none if
@@ -117,8 +114,9 @@ impl Mapping {
             return None;
         }
         let bits = Bits::of(offset - self.control, capacity);
-        for (taken, (word, mask)) in bits.enumerate() {
-            let before = self.claims[word].fetch_or(mask, Ordering::Acquire);
+        for (taken, (word, mask)) in bits.clone().enumerate() {
+            // Acquire: after the slot's last user. Release: after its entry was taken back.
+            let before = self.claims[word].fetch_or(mask, Ordering::AcqRel);
             if before & mask != 0 {
                 // What this call set, and nothing else, is taken back.
                 self.claims[word].fetch_and(!(mask & !before), Ordering::Release);
@@ -141,7 +139,7 @@ impl Drop for Mapping {
 }
 
 /// The words of `claims`, and the bits of each, that stand for a part of the slots' bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Bits {
     next: usize,
     end: usize,

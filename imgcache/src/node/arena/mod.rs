@@ -229,3 +229,36 @@ impl Arena {
         Ok(done)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(slabs: u64) -> Result<Layout, ArenaError> {
+        Layout::new(TableGeometry::with_entries(100_000).unwrap(), slabs)
+    }
+
+    #[test]
+    fn slabs_begin_at_huge_pages_behind_header_and_index() {
+        let three = layout(3).unwrap();
+        assert_eq!((three.content, three.length), (10 << 20, 16 << 20));
+        assert!(matches!(layout(1 << 26), Err(ArenaError::TooLarge { .. })));
+        assert!(layout(u64::MAX).is_err());
+    }
+
+    #[test]
+    fn all_pages_are_taken_or_none_when_stopped_and_content_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        for file in [None, Some(folder.path().join("arena"))] {
+            let opened = open(layout(40).unwrap(), BackingChoice::Auto, file.as_deref()).unwrap();
+            opened.begin();
+            let arena = &opened.arena;
+            let mut slot = arena.claim(arena.layout().content, 512, 512).unwrap();
+            slot.bytes_mut().fill(9);
+            assert_eq!(arena.populate(&AtomicBool::new(true), |_| ()).unwrap(), 0);
+            let taken = arena.populate(&AtomicBool::new(false), |_| ()).unwrap();
+            assert_eq!((taken, slot.bytes()), (arena.layout().length, &[9; 512][..]));
+            assert_eq!(arena.index().len(), 131_072 * ENTRY_WORDS);
+        }
+    }
+}

@@ -5,13 +5,17 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock};
+use rustix::fs::{FallocateFlags, FlockOperation, fallocate, flock, fstatfs};
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use super::backing::{self, Backed};
 use super::header::{self, Found, Header};
 use super::mapping::Mapping;
 use super::{Arena, ArenaError, Backing, BackingChoice, Layout};
+
+/// The kernel's numbers of file systems (`linux/magic.h`).
+const TMPFS: u64 = 0x0102_1994;
+const HUGETLBFS: u64 = 0x9584_58f6;
 
 /// An arena that was opened.
 #[derive(Debug)]
@@ -26,8 +30,6 @@ pub struct Opened {
     pub previous: Vec<u64>,
     /// The header as it is written now; [`Opened::settle`] ends the taking over.
     header: Header,
-    /// Locked for as long as the arena is.
-    pub(crate) lock: Option<File>,
 }
 
 /// Opens the memory: `file`, or anonymous.
@@ -48,20 +50,16 @@ pub fn open(
         buckets: layout.table.buckets(),
         slabs: layout.slabs.into(),
     };
-    let (backed, lock) = match file {
+    let backed = match file {
         None => {
             let (choice, bytes) = (choice, layout.length);
-            let backed = backing::anonymous(choice, bytes, layout.content)
-                .map_err(|(reasons, source)| ArenaError::Memory { bytes, reasons, source })?;
-            (backed, None)
+            backing::anonymous(choice, bytes, layout.content)
+                .map_err(|(reasons, source)| ArenaError::Memory { bytes, reasons, source })?
         }
-        Some(path) => {
-            let file = lock_file(path)?;
-            (map_file(path, &file, &layout, choice)?, Some(file))
-        }
+        Some(path) => map_file(path, lock_file(path)?, &layout, choice)?,
     };
     let Backed { mapping, backing, fallbacks } = backed;
-    let arena = Arena { mapping: Arc::new(mapping), layout, boot_id, file: lock.is_some() };
+    let arena = Arena { mapping: Arc::new(mapping), layout, boot_id, file: file.is_some() };
     let (header, previous) = match header::read(arena.page()) {
         Found::Header(old) => {
             let previous = [old.boot_id, old.previous];
@@ -72,7 +70,7 @@ pub fn open(
         _ => (fresh, Vec::new()),
     };
     let arena = Arc::new(arena);
-    Ok(Opened { arena, backing, fallbacks, previous, header, lock })
+    Ok(Opened { arena, backing, fallbacks, previous, header })
 }
 
 impl Opened {
@@ -125,14 +123,14 @@ fn lock_file(path: &Path) -> Result<File, ArenaError> {
 /// Maps `file`, after it was made as long as it must be, or found to be so.
 fn map_file(
     path: &Path,
-    file: &File,
+    file: File,
     layout: &Layout,
     choice: BackingChoice,
 ) -> Result<Backed, ArenaError> {
     let expected = layout.length as u64;
-    match look(path, file)? {
+    match look(path, &file)? {
         Found::Foreign => return Err(ArenaError::NotAnArena(path.to_owned())),
-        Found::Header(header) => check(path, file, &header, layout)?,
+        Found::Header(header) => check(path, &file, &header, layout)?,
         Found::Nothing => {
             // An empty file, or one of a node that was killed before it wrote anything.
             let found = file.metadata().map_err(failed("look at", path))?.len();
@@ -141,22 +139,30 @@ fn map_file(
             }
             file.set_len(expected).map_err(failed("resize", path))?;
             // Space that is missing is to show now, and not as a fault when it is written.
-            match fallocate(file, FallocateFlags::empty(), 0, expected) {
+            match fallocate(&file, FallocateFlags::empty(), 0, expected) {
                 Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => (),
                 Err(error) => return Err(failed("reserve space for", path)(error.into())),
             }
         }
     }
-    let mapping = Mapping::new(file, layout.length, layout.content).map_err(failed("map", path))?;
-    let mut fallbacks = Vec::new();
-    let mut backing = Backing::Small;
-    if choice != BackingChoice::Small {
-        match backing::shared_huge_pages().and_then(|()| mapping.want_huge_pages(true)) {
-            Ok(()) => backing = Backing::Thp,
-            Err(error) => fallbacks.push(format!("thp of '{}': {error}", path.display())),
+    let system = fstatfs(&file).map(|system| system.f_type).ok();
+    let mapping = Mapping::new(file.into(), layout.length, layout.content);
+    let mapping = mapping.map_err(failed("map", path))?;
+    let (backing, reason) = match (choice, system.and_then(|magic| u64::try_from(magic).ok())) {
+        (_, Some(HUGETLBFS)) => (Backing::Hugetlb, None),
+        (BackingChoice::Small, _) => (Backing::Small, None),
+        (_, Some(TMPFS)) => {
+            match backing::shared_huge_pages().and_then(|()| mapping.want_huge_pages(true)) {
+                Ok(()) => (Backing::Thp, None),
+                Err(error) => (Backing::Small, Some(error.to_string())),
+            }
         }
-    }
-    Ok(Backed { mapping, backing, fallbacks })
+        _ => {
+            (Backing::Small, Some("only files of a tmpfs or hugetlbfs have huge pages".to_owned()))
+        }
+    };
+    let fallbacks = reason.map(|reason| format!("huge pages of '{}': {reason}", path.display()));
+    Ok(Backed { mapping, backing, fallbacks: fallbacks.into_iter().collect() })
 }
 
 /// The header of a file that may be of any length, before it is mapped.

@@ -28,7 +28,6 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use config::{Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport};
@@ -60,8 +59,6 @@ pub struct Cache {
     max_item_bytes: usize,
     /// Ends when the cache is dropped.
     _populating: Option<Populating>,
-    /// Locked while the cache is there.
-    _file: Option<File>,
 }
 
 impl Cache {

@@ -71,7 +71,6 @@ impl Cache {
             arena,
             report: report.clone(),
             max_item_bytes: config.max_item_bytes,
-            _file: opened.lock,
         };
         Ok((cache, report))
     }
@@ -93,7 +92,7 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
     let layout = arena.layout();
     let table = Table::new(layout.table);
     let capacity = u64::from(layout.slabs) * SLAB_BYTES as u64;
-    let share = |permille: u16| capacity / 1000 * u64::from(permille);
+    let share = |permille: u16| capacity * u64::from(permille) / 1000;
     let limits = Limits {
         leases: config.max_leases,
         leased: share(config.max_leased_permille),

@@ -148,7 +148,8 @@ impl Cache {
 
     /// The items whose flags say that they are names of images. Counts as no access.
     pub fn images(&self, now: Now) -> Vec<Item> {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.tick(now);
         let live =
             state.names.iter().filter(|id| state.gone(state.table.record(**id), now).is_none());
         live.filter_map(|id| state.item(*id)).collect()

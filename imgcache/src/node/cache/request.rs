@@ -64,7 +64,8 @@ pub struct GetRequest {
     pub recache: Option<u32>,
     /// The CAS value of a placeholder that is made (`E`).
     pub cas: Option<u64>,
-    /// Leaves access time, the mark of having been fetched, and the order of eviction as they are.
+    /// Leaves access time, the mark of having been fetched, the order of eviction and the counts of
+    /// hits and misses as they are.
     pub quiet: bool,
     /// Leaves it to others to win: what is not `mg`.
     pub no_win: bool,

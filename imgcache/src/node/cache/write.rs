@@ -152,7 +152,7 @@ impl Cache {
         now: Now,
     ) -> Result<StoreOutcome, StoreError> {
         if matches!(mode, StoreMode::Append | StoreMode::Prepend) {
-            return self.join(key, mode, content, attributes, now);
+            return self.join(key, mode, &content, attributes, now);
         }
         self.check_chunk(key, &content, attributes.flags)?;
         let filled = Filled::new(content);
@@ -236,7 +236,7 @@ impl Cache {
         &self,
         key: &Key,
         mode: StoreMode,
-        content: Reservation,
+        content: &[u8],
         attributes: &Attributes,
         now: Now,
     ) -> Result<StoreOutcome, StoreError> {
@@ -251,7 +251,7 @@ impl Cache {
                     let fresh = Attributes { expires, vivify: None, compare: None, ..*attributes };
                     // Somebody else may have made it meanwhile; then it is joined with theirs.
                     let mut copy = self.reserve(content.len(), now)?;
-                    copy.copy_from_slice(&content);
+                    copy.copy_from_slice(content);
                     match self.store(key, StoreMode::Add, copy, &fresh, now)? {
                         StoreOutcome::NotStored => continue,
                         outcome => return Ok(outcome),
@@ -262,8 +262,8 @@ impl Cache {
             drop(state);
             let mut joined = self.reserve(old.bytes().len().saturating_add(content.len()), now)?;
             let (first, second) = match mode {
-                StoreMode::Prepend => (&*content, old.bytes()),
-                _ => (old.bytes(), &*content),
+                StoreMode::Prepend => (content, old.bytes()),
+                _ => (old.bytes(), content),
             };
             joined[..first.len()].copy_from_slice(first);
             joined[first.len()..].copy_from_slice(second);

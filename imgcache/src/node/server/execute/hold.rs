@@ -13,14 +13,12 @@ use crate::protocol::INDEX_KEY;
 /// `lease` or `pin`, up to the list.
 pub(super) fn begin(shared: &Shared, then: Then, data: u32, out: &mut Output) -> Next {
     let length = usize::try_from(data).unwrap_or(usize::MAX);
-    match shared.input_budget.take(length) {
-        Some(permit) => Next::Receive(Box::new(Transfer::list(length, permit, then))),
-        None => {
-            shared.counters.server_errors.add_one();
-            answer(out, false, "SERVER_ERROR out of memory for lists of keys");
-            Next::Skip(data)
-        }
-    }
+    let Some(permit) = shared.input_budget.take(length) else {
+        shared.counters.server_errors.add_one();
+        answer(out, false, "SERVER_ERROR out of memory for lists of keys");
+        return Next::Skip(data);
+    };
+    Next::Receive(Box::new(Transfer::list(length, permit, then)))
 }
 
 /// The keys of a list; the protocol has seen to it that they are whole.
