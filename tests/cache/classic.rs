@@ -50,7 +50,10 @@ fn gets_answer_what_is_there_in_order() {
     let answer = client.ask("gats 0 a\r\n");
     assert_eq!(answer.split_whitespace().count(), 7, "{answer}");
     client.expect("mg a t\r\n", "HD t-1\r\n");
-    client.expect(format!("get a {}\r\n", "k".repeat(251)), "CLIENT_ERROR bad command line format\r\n");
+    client.expect(
+        format!("get a {}\r\n", "k".repeat(251)),
+        "CLIENT_ERROR bad command line format\r\n",
+    );
 }
 
 #[test]

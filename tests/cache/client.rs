@@ -50,7 +50,7 @@ impl<S: Read + Write> Client<S> {
     }
 
     fn receive(&mut self) -> io::Result<usize> {
-        let mut buffer = [0; 64 << 10];
+        let mut buffer = vec![0; 64 << 10];
         let length = self.stream.read(&mut buffer)?;
         self.received.extend_from_slice(&buffer[..length]);
         Ok(length)
@@ -76,11 +76,6 @@ impl<S: Read + Write> Client<S> {
         };
         let line = self.bytes(end + 2);
         String::from_utf8_lossy(&line[..end]).into_owned()
-    }
-
-    /// The lines up to `END`.
-    pub fn lines(&mut self) -> Vec<String> {
-        std::iter::from_fn(|| Some(self.line()).filter(|line| line != "END")).collect()
     }
 
     /// Sends a request, and returns all that is answered to it.

@@ -54,8 +54,7 @@ impl Node {
 
     /// Starts `command` and waits until it is ready.
     pub fn spawn(command: &mut Command) -> Self {
-        let mut child =
-            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut errors = child.stderr.take().unwrap();
         let log = thread::spawn(move || {
             let mut text = String::new();
@@ -68,11 +67,14 @@ impl Node {
         Self { child, ready, log: Some(log) }
     }
 
-    /// The value of `name=` in the line that it printed when it was ready.
-    fn announced(&self, name: &str) -> &str {
+    /// The values of `name=` in the line that it printed when it was ready.
+    pub fn all(&self, name: &str) -> Vec<&str> {
         let words = self.ready.split_whitespace();
-        let mut values = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-        values.next().unwrap_or_else(|| panic!("no {name} in {:?}", self.ready))
+        words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('=')).collect()
+    }
+
+    fn announced(&self, name: &str) -> &str {
+        self.all(name).first().unwrap_or_else(|| panic!("no {name} in {:?}", self.ready))
     }
 
     pub fn address(&self) -> SocketAddr {

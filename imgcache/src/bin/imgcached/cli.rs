@@ -113,6 +113,7 @@ struct NetworkOptions {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "they are the names of the options")]
 #[command(next_help_heading = "TLS (certificates are read again on SIGHUP)")]
 struct TlsOptions {
     /// The node's certificate and those that lead to its authority, PEM.
@@ -129,6 +130,7 @@ struct TlsOptions {
 }
 
 #[derive(Debug, Args)]
+#[expect(clippy::struct_field_names, reason = "they are the names of the options")]
 #[command(next_help_heading = "Leases and pins")]
 struct LeaseOptions {
     /// How much of the memory leases may hold, in thousandths.
@@ -163,7 +165,7 @@ struct OperationOptions {
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 
-    /// Log more; twice for each connection. RUST_LOG says it in detail.
+    /// Log more; twice for each connection. `RUST_LOG` says it in detail.
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
 }
@@ -173,7 +175,7 @@ struct OperationOptions {
 enum Pages {
     /// The best there are.
     Auto,
-    /// 2 MiB pages of the pool (vm.nr_hugepages).
+    /// 2 MiB pages of the pool (`vm.nr_hugepages`).
     Hugetlb,
     /// Transparent huge pages.
     Thp,

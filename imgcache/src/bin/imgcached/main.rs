@@ -126,16 +126,11 @@ async fn reload_certificates(mut hang_up: Signal, reload: Reload) {
 
 /// One line on standard output with where it really listens, and the service manager's.
 fn announce(addresses: &Addresses) -> io::Result<()> {
-    let mut line = String::from("ready");
-    for address in &addresses.tcp {
-        line.push_str(&format!(" listen={address}"));
-    }
-    if let Some(path) = &addresses.unix {
-        line.push_str(&format!(" unix={}", path.display()));
-    }
-    if let Some(address) = addresses.http {
-        line.push_str(&format!(" http={address}"));
-    }
+    let mut words = vec!["ready".to_owned()];
+    words.extend(addresses.tcp.iter().map(|address| format!("listen={address}")));
+    words.extend(addresses.unix.iter().map(|path| format!("unix={}", path.display())));
+    words.extend(addresses.http.iter().map(|address| format!("http={address}")));
+    let line = words.join(" ");
     tracing::info!("{line}");
     let mut out = io::stdout().lock();
     writeln!(out, "{line}").and_then(|()| out.flush()).or_else(|error| match error.kind() {

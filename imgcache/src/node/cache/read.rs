@@ -7,7 +7,7 @@ use super::item::{Content, Item, Win};
 use super::key::{Key, Kind};
 use super::request::GetRequest;
 use super::state::{Gone, State};
-use super::table::{self, PLACEHOLDER, TOKEN};
+use super::table::{self, FETCHED, PLACEHOLDER, TOKEN};
 use super::time::{Expires, Now};
 use super::write::Filled;
 use super::{Cache, Held};
@@ -58,7 +58,7 @@ impl State {
         let mut item = self.item(id)?;
         let left = item.expires.remaining(now);
         let due = left.is_some_and(|left| request.recache.is_some_and(|limit| left < limit));
-        if (item.stale || due) && item.win == Win::Nobody {
+        if (item.stale || due) && item.win == Win::Nobody && !request.no_win {
             item.win = Win::Won;
             self.table.record_mut(id).set(TOKEN, true);
         }
@@ -78,18 +78,21 @@ impl State {
         &mut self,
         key: &Key,
         expires: Expires,
-        cas: Option<u64>,
+        request: &GetRequest,
         now: Now,
     ) -> Result<Option<Item>, StoreError> {
         let Some(class) = Class::for_length(0) else { return Ok(None) };
         let content = Arc::new(Content::from(Filled::new(self.reserve(class, 0, now)?)));
         let mut record = table::fresh(key.index(), content, now, self.epoch);
-        record.cas = self.next_cas(cas);
+        record.cas = self.next_cas(request.cas);
         record.expires = expires;
         record.set(PLACEHOLDER | TOKEN, true);
+        // Being made counts as being fetched, which is told from the next get on.
+        record.set(FETCHED, !request.quiet);
         let id = self.put(record)?;
         Ok(self.item(id).map(|item| Item {
             win: Win::Won,
+            fetched: false,
             // Flags in front of the one that made it see an item that never expires.
             previous_expires: Expires::NEVER,
             ..item
@@ -100,7 +103,8 @@ impl State {
 impl Cache {
     /// The item of `key`.
     pub fn get(&self, key: &Key, now: Now) -> Option<Item> {
-        self.lock().get(key, &GetRequest::default(), now)
+        let request = GetRequest { no_win: true, ..GetRequest::default() };
+        self.lock().get(key, &request, now)
     }
 
     /// The item of `key`, with what meta gets do beside. An item that wins because little time is
@@ -116,7 +120,7 @@ impl Cache {
     ) -> Result<Option<Item>, StoreError> {
         let mut state = self.lock();
         match (state.get(key, request, now), request.vivify) {
-            (None, Some(expires)) => state.vivify(key, expires, request.cas, now),
+            (None, Some(expires)) => state.vivify(key, expires, request, now),
             (item, _) => Ok(item),
         }
     }
@@ -138,7 +142,7 @@ impl Cache {
 
     /// Sets when the item of `key` expires, and gets it.
     pub fn get_and_touch(&self, key: &Key, expires: Expires, now: Now) -> Option<Item> {
-        let request = GetRequest { touch: Some(expires), ..GetRequest::default() };
+        let request = GetRequest { touch: Some(expires), no_win: true, ..GetRequest::default() };
         self.lock().get(key, &request, now)
     }
 

@@ -67,6 +67,8 @@ pub struct GetRequest {
     /// Leaves access time, the mark of having been fetched, the order of eviction and the counts of
     /// hits and misses as they are.
     pub quiet: bool,
+    /// Leaves it to others to win: what is not `mg`.
+    pub no_win: bool,
 }
 
 /// Which way a number goes.

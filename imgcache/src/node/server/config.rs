@@ -62,7 +62,7 @@ impl Default for ServerConfig {
             tls: None,
             max_connections: 16_384,
             idle_timeout: None,
-            stall_timeout: Duration::from_mins(1),
+            stall_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),
             max_item_bytes: MAX_ITEM_BYTES,
             node_name: "imgcached".to_owned(),

@@ -252,7 +252,7 @@ mod tests {
         let stalled = connections.enter(2, address(), address(), Duration::ZERO).unwrap();
         stalled.connection.set_state(State::Nread);
         let counters = ServerCounters::default();
-        let minute = Duration::from_mins(1);
+        let minute = Duration::from_secs(60);
         connections.sweep(None, minute, minute, &counters);
         assert_eq!((counters.idle_kicks.get(), counters.stall_kicks.get()), (0, 0));
         connections.sweep(None, minute, minute * 2, &counters);

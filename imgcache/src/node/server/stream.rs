@@ -11,13 +11,13 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
 /// Silence on a TCP connection before the peer is asked whether it is still there.
-const KEEPALIVE_IDLE: Duration = Duration::from_mins(1);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 /// Time between such questions.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// How many go unanswered before the connection is given up.
 const KEEPALIVE_PROBES: u32 = 4;
 /// The same for data that is not acknowledged.
-const USER_TIMEOUT: Duration = Duration::from_mins(2);
+const USER_TIMEOUT: Duration = Duration::from_secs(120);
 
 #[derive(Debug)]
 pub(super) enum Stream {

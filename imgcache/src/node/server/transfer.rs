@@ -9,13 +9,15 @@ pub(super) struct Transfer {
     pub sink: Sink,
     filled: usize,
     pub then: Then,
+    /// For the memory of a list.
+    _permit: Option<Permit>,
 }
 
 /// Where it goes.
 #[derive(Debug)]
 pub(super) enum Sink {
     Slot(Reservation),
-    List(Vec<u8>, Permit),
+    List(Vec<u8>),
 }
 
 /// What is done when it is there.
@@ -41,15 +43,19 @@ pub(super) enum Then {
 }
 
 impl Transfer {
-    pub fn new(sink: Sink, then: Then) -> Self {
-        Self { sink, filled: 0, then }
+    pub fn value(slot: Reservation, then: Then) -> Self {
+        Self { sink: Sink::Slot(slot), filled: 0, then, _permit: None }
+    }
+
+    pub fn list(length: usize, permit: Permit, then: Then) -> Self {
+        Self { sink: Sink::List(vec![0; length]), filled: 0, then, _permit: Some(permit) }
     }
 
     /// What is still to be filled.
     pub fn unfilled(&mut self) -> &mut [u8] {
         let bytes: &mut [u8] = match &mut self.sink {
             Sink::Slot(reservation) => reservation,
-            Sink::List(bytes, _) => bytes,
+            Sink::List(bytes) => bytes,
         };
         bytes.get_mut(self.filled..).unwrap_or_default()
     }
@@ -58,7 +64,7 @@ impl Transfer {
     pub fn is_filled(&self) -> bool {
         let length = match &self.sink {
             Sink::Slot(reservation) => reservation.len(),
-            Sink::List(bytes, _) => bytes.len(),
+            Sink::List(bytes) => bytes.len(),
         };
         self.filled >= length
     }

@@ -95,7 +95,7 @@ fn cas_values_can_be_given() {
         compare: Some(77),
         cas: Some(99),
     };
-    let ArithmeticOutcome::Value { value, item } =
+    let ArithmeticOutcome::Value { value, item, created: false } =
         cache.arithmetic(&key("k"), &request, at(0)).unwrap()
     else {
         panic!()

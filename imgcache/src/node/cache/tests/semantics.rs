@@ -94,7 +94,7 @@ fn numbers_wrap_up_and_stop_at_zero() {
         let request =
             Arithmetic { direction, delta, initial: None, touch: None, compare: None, cas: None };
         match cache.arithmetic(&key("n"), &request, at(0)).unwrap() {
-            ArithmeticOutcome::Value { value, item } => {
+            ArithmeticOutcome::Value { value, item, .. } => {
                 assert_eq!(item.bytes(), value.to_string().as_bytes());
                 Some(value)
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::Shared;
 use super::super::output::Output;
-use super::super::transfer::{Sink, Then, Transfer};
+use super::super::transfer::{Then, Transfer};
 use super::{Next, answer};
 use crate::index::IndexKey;
 use crate::node::cache::{HoldError, Now};
@@ -13,17 +13,12 @@ use crate::protocol::INDEX_KEY;
 /// `lease` or `pin`, up to the list.
 pub(super) fn begin(shared: &Shared, then: Then, data: u32, out: &mut Output) -> Next {
     let length = usize::try_from(data).unwrap_or(usize::MAX);
-    match shared.input_budget.take(length) {
-        Some(permit) => {
-            let sink = Sink::List(vec![0; length], permit);
-            Next::Receive(Box::new(Transfer::new(sink, then)))
-        }
-        None => {
-            shared.counters.server_errors.add_one();
-            answer(out, false, "SERVER_ERROR out of memory for lists of keys");
-            Next::Skip(data)
-        }
-    }
+    let Some(permit) = shared.input_budget.take(length) else {
+        shared.counters.server_errors.add_one();
+        answer(out, false, "SERVER_ERROR out of memory for lists of keys");
+        return Next::Skip(data);
+    };
+    Next::Receive(Box::new(Transfer::list(length, permit, then)))
 }
 
 /// The keys of a list; the protocol has seen to it that they are whole.

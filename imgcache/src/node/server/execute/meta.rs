@@ -5,8 +5,8 @@ use super::super::output::Output;
 use super::super::transfer::{Then, Transfer};
 use super::{NON_NUMERIC, Next, answer, expires, fail, forget, mode, put_content, reserve};
 use crate::node::cache::{
-    Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, GetRequest, Item, Key,
-    Now, Reservation, StoreMode, StoreOutcome, Win,
+    Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, Expires, GetRequest,
+    Item, Key, Now, Reservation, StoreMode, StoreOutcome, Win,
 };
 use crate::protocol::Expiry;
 use crate::protocol::command::{Command, Direction, Meta, MetaKey, Mode};
@@ -36,14 +36,24 @@ fn recache(expiry: Expiry, now: Now) -> Option<u32> {
     }
 }
 
+/// When an item expires that has to be made: flags work in their order, so the last one counts.
+fn made_expires(meta: &Meta<'_>, now: Now) -> Option<Expires> {
+    let vivify = meta.vivify?;
+    let times = meta.flags().filter(|(flag, _)| matches!(flag, b'N' | b'T'));
+    let is_touched = times.last().is_some_and(|(flag, _)| flag == b'T');
+    let last = if is_touched { meta.touch.unwrap_or(vivify) } else { vivify };
+    Some(expires(last, now))
+}
+
 /// `mg`.
 pub(super) fn get(shared: &Shared, meta: &Meta<'_>, out: &mut Output, now: Now) {
     let request = GetRequest {
         touch: meta.touch.map(|expiry| expires(expiry, now)),
-        vivify: meta.vivify.map(|expiry| expires(expiry, now)),
+        vivify: made_expires(meta, now),
         recache: meta.recache.and_then(|expiry| recache(expiry, now)),
         cas: meta.new_cas,
         quiet: meta.no_bump,
+        no_win: false,
     };
     match shared.cache.get_with(&Key::new(&meta.key.bytes()), &request, now) {
         Ok(Some(item)) => {
@@ -74,7 +84,7 @@ pub(super) fn begin_set(
             command.encode(&mut line);
             line.truncate(line.len().saturating_sub(reply::END_OF_LINE.len()));
             let then = Then::MetaSet { line: line.into_boxed_slice() };
-            Next::Receive(Box::new(Transfer::new(slot, then)))
+            Next::Receive(Box::new(Transfer::value(slot, then)))
         }
         Err(error) => {
             fail(shared, &error, false, out);
@@ -103,7 +113,8 @@ pub(super) fn finish_set(
     };
     let mode = match (wanted, meta.cas) {
         (Mode::Set | Mode::Replace, Some(cas)) => {
-            attributes.invalidate = meta.invalidate;
+            // As in memcached, 0 is older than nothing.
+            attributes.invalidate = meta.invalidate && cas != 0;
             StoreMode::Cas(cas)
         }
         (Mode::Append | Mode::Prepend, Some(cas)) => {
@@ -155,7 +166,7 @@ pub(super) fn arithmetic(
     let request = Arithmetic {
         direction: super::direction(direction),
         delta: meta.delta,
-        initial: meta.vivify.map(|expiry| (meta.initial, expires(expiry, now))),
+        initial: made_expires(meta, now).map(|expires| (meta.initial, expires)),
         touch: meta.touch.map(|expiry| expires(expiry, now)),
         compare: meta.cas.filter(|&cas| cas != 0),
         cas: meta.new_cas,
@@ -186,7 +197,7 @@ pub(super) fn arithmetic(
 
 /// `me`.
 pub(super) fn debug(shared: &Shared, key: &MetaKey<'_>, out: &mut Output, now: Now) {
-    let request = GetRequest { quiet: true, ..GetRequest::default() };
+    let request = GetRequest { quiet: true, no_win: true, ..GetRequest::default() };
     let Ok(Some(item)) = shared.cache.get_with(&Key::new(&key.bytes()), &request, now) else {
         return answer(out, false, "EN");
     };

@@ -9,7 +9,7 @@ use super::stats;
 use super::transfer::{Sink, Then, Transfer};
 use crate::node::cache::{
     Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, Direction, Expires,
-    Item, Key, Now, ReserveError, StoreError, StoreMode, StoreOutcome,
+    Item, Key, Now, Reservation, ReserveError, StoreError, StoreMode, StoreOutcome,
 };
 use crate::protocol::command::{self, Command, Mode, Refused};
 use crate::protocol::{Expiry, reply};
@@ -219,7 +219,7 @@ fn begin_store(shared: &Shared, store: &command::Store<'_>, out: &mut Output, no
             };
             let (mode, quiet) = (mode(store.mode, store.cas), store.quiet);
             let then = Then::Store { key, mode, attributes, quiet };
-            Next::Receive(Box::new(Transfer::new(slot, then)))
+            Next::Receive(Box::new(Transfer::value(slot, then)))
         }
         Err(error) => {
             fail(shared, &error, store.quiet, out);
@@ -233,9 +233,9 @@ fn begin_store(shared: &Shared, store: &command::Store<'_>, out: &mut Output, no
 }
 
 /// Memory for a value.
-fn reserve(shared: &Shared, length: u32, now: Now) -> Result<Sink, StoreError> {
+fn reserve(shared: &Shared, length: u32, now: Now) -> Result<Reservation, StoreError> {
     let length = usize::try_from(length).unwrap_or(usize::MAX);
-    Ok(Sink::Slot(shared.cache.reserve(length, now)?))
+    Ok(shared.cache.reserve(length, now)?)
 }
 
 /// Removes an item whose new value could not be taken.
@@ -271,12 +271,12 @@ pub(super) fn finish(
             shared.counters.meta_set.add_one();
             meta::finish_set(shared, &line, slot, out, now);
         }
-        (Then::Lease { id, ttl }, Sink::List(keys, _)) => {
+        (Then::Lease { id, ttl }, Sink::List(keys)) => {
             hold::lease(shared, id, ttl, &keys, out, now);
         }
-        (Then::Pin { image }, Sink::List(keys, _)) => hold::pin(shared, image, &keys, out, now),
+        (Then::Pin { image }, Sink::List(keys)) => hold::pin(shared, image, &keys, out, now),
         // Values go into slots and lists into lists.
-        (_, Sink::Slot(_) | Sink::List(..)) => {
+        (_, Sink::Slot(_) | Sink::List(_)) => {
             answer(out, false, "SERVER_ERROR a data block went to the wrong place");
         }
     }
