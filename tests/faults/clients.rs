@@ -35,7 +35,7 @@ fn a_thousand_killed_clients_leak_nothing() {
         cluster.nodes.iter().zip(&before).all(|(node, before)| {
             // This one asks as well.
             node.number("", "curr_connections") <= 1
-                && node.number("placement", "leased_bytes") == 0
+                && node.number("placement", "leased") == 0
                 && used(node) == *before
         })
     };

@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -28,7 +29,7 @@ pub struct Node {
 impl Node {
     /// Starts one; `arguments` come on top of the address.
     pub fn start(folder: &Path, arguments: &[&str]) -> Self {
-        let log = folder.join(format!("node-{}.log", arguments.len() + usize::from(fastrand())));
+        let log = folder.join(format!("node-{}.log", number()));
         let mut child = Command::new(program())
             .args(["--listen", "127.0.0.1:0", "--no-populate", "--backing", "4k"])
             .args(arguments)
@@ -113,10 +114,10 @@ fn program() -> PathBuf {
     path
 }
 
-/// A number for the name of a file.
-fn fastrand() -> u16 {
-    static NEXT: std::sync::atomic::AtomicU16 = std::sync::atomic::AtomicU16::new(0);
-    NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
+/// A number for the name of a file, another each time.
+fn number() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Nodes, proxies before them, and the program's store with the image `guest`.
@@ -158,20 +159,14 @@ impl Cluster {
 
     /// Puts an image of the store into the cache.
     pub fn publish(&self, name: &str) -> Result<(), Output> {
-        let direct = self.direct_url();
-        let output =
-            self.bench.vmm(&["image", "publish", name, "--cache", &direct]).output().unwrap();
+        let url = self.url();
+        let output = self.bench.vmm(&["image", "publish", name, "--cache", &url]).output().unwrap();
         if output.status.success() { Ok(()) } else { Err(output) }
     }
 
     /// Through the proxies.
     pub fn url(&self) -> String {
         url(self.proxies.iter().map(Proxy::address))
-    }
-
-    /// Past the proxies. Nodes have other names then, so what is published so is elsewhere.
-    fn direct_url(&self) -> String {
-        self.url()
     }
 
     /// A load of the image through the proxies, without an origin.

@@ -87,11 +87,6 @@ impl Proxy {
         *self.shared.trigger.lock().unwrap() = Some((mark, Box::new(action)));
     }
 
-    /// Bytes that the node has answered.
-    pub fn answered(&self) -> u64 {
-        self.shared.answered.load(Ordering::SeqCst)
-    }
-
     /// Connections that were made so far.
     pub fn connections(&self) -> u64 {
         self.shared.connections.load(Ordering::SeqCst)
