@@ -102,21 +102,34 @@ fn read(address: SocketAddr, first: usize, count: usize) {
     assert_eq!(received, count * reply);
 }
 
-/// GB/s of all connections together.
-fn rate(address: SocketAddr, connections: usize) -> f64 {
+impl Server {
+    /// Seconds of processor time so far (`proc_pid_stat(5)`, fields 14 and 15).
+    fn processor_time(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+    }
+}
+
+/// GB/s of all connections together, and the server's processor time in seconds for each GB.
+fn rate(server: &Server, connections: usize) -> (f64, f64) {
+    let address = server.address;
     let each = BYTES / VALUE / connections;
-    let start = Instant::now();
+    let (start, used) = (Instant::now(), server.processor_time());
     thread::scope(|scope| {
         for number in 0..connections {
             scope.spawn(move || read(address, number * KEYS / connections, each));
         }
     });
-    (each * connections * VALUE) as f64 / start.elapsed().as_secs_f64() / 1e9
+    let gigabytes = (each * connections * VALUE) as f64 / 1e9;
+    let rate = gigabytes / start.elapsed().as_secs_f64();
+    (rate, (server.processor_time() - used) / gigabytes)
 }
 
-fn median(rates: &mut [f64]) -> f64 {
-    rates.sort_by(f64::total_cmp);
-    rates[rates.len() / 2]
+fn median(mut numbers: Vec<f64>) -> f64 {
+    numbers.sort_by(f64::total_cmp);
+    numbers[numbers.len() / 2]
 }
 
 fn main() {
@@ -126,14 +139,24 @@ fn main() {
     let (ours, theirs) = (imgcached(&program), memcached());
     fill(ours.address);
     fill(theirs.address);
-    println!("| connections | imgcached GB/s | memcached GB/s | ratio |\n|---|---|---|---|");
+    println!(
+        "| connections | imgcached GB/s | memcached GB/s | ratio | CPU s/GB | CPU s/GB | ratio |"
+    );
+    println!("|---|---|---|---|---|---|---|");
     for connections in CONNECTIONS {
         let (mut our, mut their) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
-            our.push(rate(ours.address, connections));
-            their.push(rate(theirs.address, connections));
+            our.push(rate(&ours, connections));
+            their.push(rate(&theirs, connections));
         }
-        let (our, their) = (median(&mut our), median(&mut their));
-        println!("| {connections} | {our:.2} | {their:.2} | {:.2} |", our / their);
+        let [(our, our_cost), (their, their_cost)] = [our, their].map(|rates| {
+            let (rates, costs) = rates.into_iter().unzip();
+            (median(rates), median(costs))
+        });
+        println!(
+            "| {connections} | {our:.2} | {their:.2} | {:.2} | {our_cost:.3} | {their_cost:.3} | {:.2} |",
+            our / their,
+            our_cost / their_cost
+        );
     }
 }

@@ -57,6 +57,11 @@ fn is_noreply(word: &[u8]) -> bool {
     word == b"noreply"
 }
 
+/// Whether the last word asks for no reply, even where it stands in the place of another one.
+fn is_quiet(rest: &[u8]) -> bool {
+    token::words(rest).last().is_some_and(is_noreply)
+}
+
 fn get(rest: &[u8], cas: bool) -> Result<Command<'_>, Refused> {
     let mut words = token::words(rest).peekable();
     if words.peek().is_none() {
@@ -89,12 +94,12 @@ pub(super) fn data_length(word: &[u8]) -> Option<u32> {
 
 fn store(rest: &[u8], mode: Mode) -> Result<Command<'_>, Refused> {
     let has_cas = mode == Mode::Cas;
-    let ([key, flags, expiry, data, fifth, sixth], count) = first_words(rest);
-    let (last, needed) = if has_cas { (sixth, 5) } else { (fifth, 4) };
+    let ([key, flags, expiry, data, cas], count) = first_words(rest);
+    let needed = if has_cas { 5 } else { 4 };
     if count != needed && count != needed + 1 {
         return Err(Refusal::Unknown.into());
     }
-    let quiet = is_noreply(last);
+    let quiet = is_quiet(rest);
     let data = data_length(data);
     let refuse = |refusal| Refused { refusal, quiet, data };
     let key = token::key(key).map_err(refuse)?;
@@ -102,7 +107,7 @@ fn store(rest: &[u8], mode: Mode) -> Result<Command<'_>, Refused> {
     let flags = token::unsigned32(flags).ok_or_else(bad)?;
     let expiry = Expiry::from_number(token::signed(expiry).ok_or_else(bad)?);
     let data = data.ok_or_else(bad)?;
-    let cas = if has_cas { token::unsigned(fifth).ok_or_else(bad)? } else { 0 };
+    let cas = if has_cas { token::unsigned(cas).ok_or_else(bad)? } else { 0 };
     Ok(Command::Store(Store { key, mode, flags, expiry, data, cas, quiet }))
 }
 
@@ -128,11 +133,11 @@ fn delete(rest: &[u8]) -> Result<Command<'_>, Refused> {
 }
 
 fn arithmetic(rest: &[u8], direction: Direction) -> Result<Command<'_>, Refused> {
-    let ([key, delta, last], count) = first_words(rest);
+    let ([key, delta], count) = first_words(rest);
     if count != 2 && count != 3 {
         return Err(Refusal::Unknown.into());
     }
-    let quiet = is_noreply(last);
+    let quiet = is_quiet(rest);
     let refuse = |refusal| Refused { refusal, quiet, data: None };
     let key = token::key(key).map_err(refuse)?;
     let delta = token::unsigned(delta).ok_or(refuse(Refusal::BadDelta))?;
@@ -140,11 +145,11 @@ fn arithmetic(rest: &[u8], direction: Direction) -> Result<Command<'_>, Refused>
 }
 
 fn touch(rest: &[u8]) -> Result<Command<'_>, Refused> {
-    let ([key, expiry, last], count) = first_words(rest);
+    let ([key, expiry], count) = first_words(rest);
     if count != 2 && count != 3 {
         return Err(Refusal::Unknown.into());
     }
-    let quiet = is_noreply(last);
+    let quiet = is_quiet(rest);
     let refuse = |refusal| Refused { refusal, quiet, data: None };
     let key = token::key(key).map_err(refuse)?;
     let expiry = token::signed(expiry).ok_or(refuse(Refusal::BadExpiry))?;
@@ -166,11 +171,11 @@ fn flush_all(rest: &[u8]) -> Result<Command<'_>, Refused> {
 }
 
 fn verbosity(rest: &[u8]) -> Result<Command<'_>, Refused> {
-    let ([level, last], count) = first_words(rest);
+    let ([level], count) = first_words(rest);
     if count != 1 && count != 2 {
         return Err(Refusal::Unknown.into());
     }
-    let quiet = is_noreply(last);
+    let quiet = is_quiet(rest);
     let refused = Refused { refusal: Refusal::BadFormat, quiet, data: None };
     Ok(Command::Verbosity { level: token::unsigned32(level).ok_or(refused)?, quiet })
 }

@@ -230,6 +230,8 @@ fn errors_are_quiet_where_the_client_said_so() {
     assert_eq!((refusal.quiet, refusal.data), (true, None));
     assert!(!refused("set k 0 0 x").quiet);
     assert!(refused("incr k x noreply").quiet);
+    assert!(refused("verbosity noreply").quiet);
+    assert!(refused("touch k noreply").quiet);
     assert_eq!(refused("delete k 1 noreply").refusal, Refusal::DeleteUsage);
 }
 

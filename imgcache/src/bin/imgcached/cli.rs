@@ -273,7 +273,7 @@ impl Cli {
     }
 
     /// Threads that serve.
-    pub fn threads(&self) -> usize {
+    fn threads(&self) -> usize {
         match self.network.threads {
             Some(threads) => threads.into(),
             None => std::thread::available_parallelism().map_or(1, usize::from),

@@ -75,7 +75,9 @@ impl From<&Failed> for Exit {
             Failed::Cache(CacheError::Arena(_)) => Self::ArenaFile,
             Failed::Cache(_) => Self::Usage,
             Failed::Server(ServerError::Tls(_)) => Self::Tls,
-            Failed::Server(ServerError::OpenFiles { .. }) => Self::HostNotAble,
+            Failed::Server(ServerError::OpenFiles { .. } | ServerError::Threads(_)) => {
+                Self::HostNotAble
+            }
             Failed::Server(ServerError::NothingToListenOn) => Self::Usage,
             Failed::Server(_) => Self::Listen,
             Failed::Runtime(_) | Failed::Signals(_) | Failed::Output(_) => Self::Failure,

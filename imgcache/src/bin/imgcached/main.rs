@@ -64,8 +64,8 @@ fn run(cli: &Cli) -> Result<Exit, Failed> {
         damaged = report.damaged,
         "memory is there"
     );
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cli.threads())
+    // Connections have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Failed::Runtime)?;

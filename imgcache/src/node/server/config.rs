@@ -29,7 +29,7 @@ pub struct ServerConfig {
     pub max_item_bytes: usize,
     /// What this node calls itself.
     pub node_name: String,
-    /// Threads that serve, for statistics.
+    /// Threads that serve.
     pub threads: usize,
 }
 

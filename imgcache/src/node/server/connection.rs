@@ -7,20 +7,21 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::Shared;
 use super::connections::{Registered, State};
 use super::execute::{self, Keys, Next};
 use super::input::Input;
 use super::output::{Output, SLICES};
 use super::stream::Stream;
 use super::transfer::Transfer;
+use super::{Shared, stats};
 use crate::node::cache::Now;
+use crate::protocol::command::StatsTopic;
 use crate::protocol::{Decoder, Refusal, Step, Violation, reply};
 
 /// Requests of one connection before others get their turn.
@@ -53,6 +54,8 @@ enum Turn {
     Read,
     /// The output must be sent first, or others be let on.
     Again { is_long: bool },
+    /// These statistics must be put into the output, by another thread.
+    SlowStats(StatsTopic),
     /// The connection ends when the output is sent.
     Close(End),
 }
@@ -117,6 +120,16 @@ impl Session {
                 Turn::Again { is_long: true } => {
                     self.shared.counters.yields.add_one();
                     tokio::task::yield_now().await;
+                }
+                Turn::SlowStats(topic) => {
+                    let shared = self.shared.clone();
+                    let text = tokio::task::spawn_blocking(move || {
+                        let mut text = Vec::new();
+                        stats::write(&shared, topic, &mut text, now);
+                        text
+                    });
+                    // It is only lost when the runtime ends, and the connection with it.
+                    self.output.text().extend(text.await.unwrap_or_default());
                 }
                 Turn::Close(end) => return Err(end),
             }
@@ -193,6 +206,7 @@ impl Session {
                 Next::Done | Next::Get(_) => {}
                 Next::Receive(begun) => *transfer = Some(begun),
                 Next::Skip(length) => decoder.skip_data(length),
+                Next::SlowStats(topic) => return Turn::SlowStats(topic),
                 Next::Close => return Turn::Close(End::Closed),
             }
         }
@@ -208,15 +222,17 @@ impl Session {
         let connection = &registered.connection;
         connection.set_state(State::Write);
         while !output.is_empty() {
-            let sent = {
+            // The slices are made anew each time: kept, they would be part of every connection.
+            let write = poll_fn(|context| {
                 let mut slices = [IoSlice::new(&[]); SLICES];
                 let count = output.slices(&mut slices);
                 let slices = slices.get(..count).unwrap_or_default();
-                tokio::select! {
-                    biased;
-                    sent = stream.write_vectored(slices) => sent?,
-                    () = connection.kicked() => return Err(End::Kicked),
-                }
+                Pin::new(&mut *stream).poll_write_vectored(context, slices)
+            });
+            let sent = tokio::select! {
+                biased;
+                sent = write => sent?,
+                () = connection.kicked() => return Err(End::Kicked),
             };
             if sent == 0 {
                 return Err(io::Error::from(io::ErrorKind::WriteZero).into());

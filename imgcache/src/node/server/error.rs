@@ -29,6 +29,9 @@ pub enum ServerError {
     /// No address at all.
     #[error("nothing to listen on: give an address or a unix socket")]
     NothingToListenOn,
+    /// No threads.
+    #[error("cannot start threads: {0}")]
+    Threads(#[source] io::Error),
     /// Certificates or keys.
     #[error(transparent)]
     Tls(#[from] super::tls::TlsError),

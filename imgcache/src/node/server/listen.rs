@@ -94,7 +94,12 @@ pub(super) async fn accept_tcp(shared: Arc<Shared>, listener: TcpListener, local
                     continue;
                 }
                 match enter(&shared, &stream, Address::Tcp(peer), &local) {
-                    Some(registered) => start_tcp(&shared, stream, registered),
+                    Some(registered) => match stream.into_std() {
+                        Ok(stream) => {
+                            shared.workers.spawn(serve_tcp(shared.clone(), stream, registered));
+                        }
+                        Err(error) => pause(&shared, &error).await,
+                    },
                     // Who expects TLS would not understand it.
                     None if shared.tls.is_some() => refused(&shared),
                     None => turn_away(&shared, stream).await,
@@ -110,13 +115,12 @@ pub(super) async fn accept_unix(shared: Arc<Shared>, listener: UnixListener, loc
     loop {
         match listener.accept().await {
             Ok((stream, _)) => match enter(&shared, &stream, local.clone(), &local) {
-                Some(registered) => {
-                    tokio::spawn(connection::serve(
-                        shared.clone(),
-                        Stream::Unix(stream),
-                        registered,
-                    ));
-                }
+                Some(registered) => match stream.into_std() {
+                    Ok(stream) => {
+                        shared.workers.spawn(serve_unix(shared.clone(), stream, registered));
+                    }
+                    Err(error) => pause(&shared, &error).await,
+                },
                 None => turn_away(&shared, stream).await,
             },
             Err(error) => pause(&shared, &error).await,
@@ -136,14 +140,28 @@ fn enter(
     Some(registered)
 }
 
-fn start_tcp(shared: &Arc<Shared>, stream: TcpStream, registered: Registered) {
-    match &shared.tls {
-        None => {
-            tokio::spawn(connection::serve(shared.clone(), Stream::Tcp(stream), registered));
-        }
-        Some(tls) => {
-            tokio::spawn(shake_hands(shared.clone(), tls.clone(), stream, registered));
-        }
+/// Serves a connection; in the event loop that it is to stay with.
+async fn serve_tcp(shared: Arc<Shared>, stream: std::net::TcpStream, registered: Registered) {
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => return shared.log.warn(|| format!("a connection was lost: {error}")),
+    };
+    match shared.tls.clone() {
+        None => connection::serve(shared, Stream::Tcp(stream), registered).await,
+        // Apart, so that connections without TLS do not carry it along.
+        Some(tls) => Box::pin(shake_hands(shared, tls, stream, registered)).await,
+    }
+}
+
+/// The same of the unix socket.
+async fn serve_unix(
+    shared: Arc<Shared>,
+    stream: std::os::unix::net::UnixStream,
+    registered: Registered,
+) {
+    match UnixStream::from_std(stream) {
+        Ok(stream) => connection::serve(shared, Stream::Unix(stream), registered).await,
+        Err(error) => shared.log.warn(|| format!("a connection was lost: {error}")),
     }
 }
 

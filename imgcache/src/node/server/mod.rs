@@ -3,7 +3,7 @@
 //!
 //! - [`config`]: how it is set up;
 //! - `listen`, `tls`, `stream`: from an address to a byte stream;
-//! - `connection`, `input`, `output`, `transfer`: one connection;
+//! - `workers`, `connection`, `input`, `output`, `transfer`: one connection;
 //! - `execute`: what the commands do;
 //! - `stats`, `metrics`, `http`: what can be seen of it.
 
@@ -25,6 +25,7 @@ mod stats;
 mod stream;
 mod tls;
 mod transfer;
+mod workers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -63,6 +64,7 @@ struct Shared {
     connections: Arc<Connections>,
     input_budget: budget::Budget,
     tls: Option<Arc<Tls>>,
+    workers: workers::Workers,
     log: log::RateLimited,
     started: Now,
     /// Requests are taken, and the node is not about to end.
@@ -144,6 +146,7 @@ impl Server {
             unix: unix.as_ref().map(|(_, path)| path.clone()),
             http: http.as_ref().map(|(_, address)| *address),
         };
+        let threads = config.threads;
         let shared = Arc::new(Shared {
             cache,
             connections: Arc::new(Connections::new(config.max_connections)),
@@ -153,6 +156,7 @@ impl Server {
             reset: stats::Reset::default(),
             input_budget: budget::Budget::new(INPUT_BUDGET),
             tls,
+            workers: workers::Workers::start(threads).map_err(ServerError::Threads)?,
             log: log::RateLimited::default(),
             started: Now::system(),
             is_ready: AtomicBool::new(false),

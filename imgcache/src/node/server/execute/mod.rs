@@ -11,7 +11,7 @@ use crate::node::cache::{
     Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, Direction, Expires,
     Item, Key, Now, Reservation, ReserveError, StoreError, StoreMode, StoreOutcome,
 };
-use crate::protocol::command::{self, Command, Mode, Refused};
+use crate::protocol::command::{self, Command, Mode, Refused, StatsTopic};
 use crate::protocol::{Expiry, reply};
 
 /// What memcached answers where a number was expected in an item.
@@ -30,6 +30,8 @@ pub(super) enum Next {
     Skip(u32),
     /// With the keys of a get, one after the other.
     Get(Keys),
+    /// With statistics that take too long for an event loop.
+    SlowStats(StatsTopic),
     /// Not at all.
     Close,
 }
@@ -104,6 +106,9 @@ pub(super) fn execute(shared: &Shared, command: &Command<'_>, out: &mut Output, 
         }
         Command::Stats(topic) => {
             counters.stats.add_one();
+            if *topic == StatsTopic::Images {
+                return Next::SlowStats(*topic);
+            }
             stats::write(shared, *topic, out.text(), now);
         }
         Command::Version => {

@@ -13,15 +13,12 @@ const MAX_PIECES: u32 = 256;
 
 /// Writes some lines for each image.
 pub(super) fn write(shared: &Shared, out: &mut Vec<u8>, now: Now) {
-    // Large manifests take a while: other connections of this thread go to another one meanwhile.
-    tokio::task::block_in_place(|| {
-        for item in shared.cache.images(now) {
-            // What only has the flags of a name is none.
-            if let Ok(record) = NameRecord::decode(item.bytes()) {
-                write_image(shared, out, &record, now);
-            }
+    for item in shared.cache.images(now) {
+        // What only has the flags of a name is none.
+        if let Ok(record) = NameRecord::decode(item.bytes()) {
+            write_image(shared, out, &record, now);
         }
-    });
+    }
 }
 
 fn write_image(shared: &Shared, out: &mut Vec<u8>, record: &NameRecord, now: Now) {
