@@ -54,7 +54,9 @@ source_package() {
 }
 
 start() {
-    "$program" --memory 256M --listen 127.0.0.1:0 >"$work/ready" 2>"$work/log" &
+    : >"$work/ready"
+    # The largest value is below 1 MiB, as with memcached, whose limit counts the item's header.
+    "$program" --memory 256M --max-item-size 1023K --listen 127.0.0.1:0 >"$work/ready" 2>"$work/log" &
     node=$!
     for _ in {1..200}; do
         port=$(sed -n 's/^ready listen=127.0.0.1:\([0-9]*\).*/\1/p' "$work/ready")
