@@ -48,13 +48,14 @@ source_package() {
         say "fetching $1 $2"
         logged "$venv/bin/pip" download --no-deps --no-binary "$1" -d "$work" "$1==$2" ||
             die "cannot fetch $1"
-        tar -C "$cache/python" -xzf "$work"/*"${1//-/?}-$2.tar.gz"
+        tar -C "$cache/python" -xzf "$work"/*-"$2".tar.gz
     fi
     printf '%s\n' "$folder"
 }
 
+# python-memcached expects a value of 1 MiB to be too large, as it is for memcached with its header.
 start() {
-    "$program" --memory 256M --listen 127.0.0.1:0 >"$work/ready" 2>"$work/log" &
+    "$program" --memory 256M --max-item-size 1023K --listen 127.0.0.1:0 >"$work/ready" 2>"$work/log" &
     node=$!
     for _ in {1..200}; do
         port=$(sed -n 's/^ready listen=127.0.0.1:\([0-9]*\).*/\1/p' "$work/ready")
