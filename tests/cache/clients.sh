@@ -48,7 +48,7 @@ source_package() {
         say "fetching $1 $2"
         logged "$venv/bin/pip" download --no-deps --no-binary "$1" -d "$work" "$1==$2" ||
             die "cannot fetch $1"
-        tar -C "$cache/python" -xzf "$work"/*"${1//-/?}-$2.tar.gz"
+        tar -C "$cache/python" -xzf "$work"/*-"$2".tar.gz
     fi
     printf '%s\n' "$folder"
 }
