@@ -15,11 +15,14 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use clap::Parser;
+use imgcache::client::{ImageClient, Verify};
 use imgcache::image::name::ImageName;
 use imgcache::record::ItemKey;
 use imgcache::store::Store;
 use imgcache::transport::Transport;
+use imgcache::transport::memcached::{Cluster, ClusterOptions};
 use serde_json::{Value, json};
+use vmm::loader::{self, RamdiskChoice};
 use vmm::machine::memory::{BackingChoice, GuestRam};
 
 /// Where the bytes go: above what a guest has below its first 4 MiB.
@@ -48,6 +51,12 @@ struct Options {
     /// File for every figure.
     #[arg(long)]
     json: Option<PathBuf>,
+    /// Also load in this process with each of these numbers of connections ...
+    #[arg(long, value_delimiter = ',')]
+    connections: Vec<usize>,
+    /// ... and each of these numbers of bytes asked for ahead on each of them.
+    #[arg(long, value_delimiter = ',', default_value = "1048576")]
+    window: Vec<usize>,
 }
 
 fn main() {
@@ -66,20 +75,31 @@ fn main() {
         .collect();
     let bytes: usize = chunks.iter().map(|(_, length)| length).sum();
 
-    let mut samples: [Vec<f64>; 3] = Default::default();
+    let mut variants: Vec<(String, Box<dyn Fn() -> f64 + '_>)> = vec![
+        ("vmm boot --cache".into(), Box::new(|| boot(&options))),
+        ("plain TCP stream".into(), Box::new(|| stream(bytes))),
+        ("memcache::Client::get".into(), Box::new(|| client(&options.server, &chunks))),
+    ];
+    for connections in &options.connections {
+        for window in &options.window {
+            let name = format!("{connections} x {} KiB ahead", window >> 10);
+            let work = || load(&options, *connections, *window);
+            variants.push((name, Box::new(work)));
+        }
+    }
+    let mut samples: Vec<Vec<f64>> = vec![Vec::new(); variants.len()];
     for run in 0..=options.runs {
-        let times = [boot(&options), stream(bytes), client(&options.server, &chunks)];
-        for (samples, ms) in samples.iter_mut().zip(times) {
+        for (samples, (_, variant)) in samples.iter_mut().zip(&variants) {
+            let ms = variant();
             if run > 0 {
                 samples.push(ms);
             }
         }
     }
-    let names = ["vmm boot --cache", "plain TCP stream", "memcache::Client::get"];
     println!("{} bytes in {} chunks, medians of {}", bytes, chunks.len(), options.runs);
     println!("{:<24} {:>9} {:>9} {:>8}", "", "ms", "best", "GB/s");
     let mut results = Vec::new();
-    for (name, samples) in names.iter().zip(&samples) {
+    for ((name, _), samples) in variants.iter().zip(&samples) {
         let mut sorted = samples.clone();
         sorted.sort_by(f64::total_cmp);
         let (median, best) = (sorted[sorted.len() / 2], sorted[0]);
@@ -87,7 +107,7 @@ fn main() {
         println!("{name:<24} {median:>9.1} {best:>9.1} {rate:>8.2}");
         results.push(json!({ "variant": name, "median_ms": median, "samples_ms": samples }));
     }
-    if let Some(file) = options.json {
+    if let Some(file) = &options.json {
         std::fs::write(file, serde_json::to_string_pretty(&results).unwrap()).unwrap();
     }
 }
@@ -107,6 +127,20 @@ fn boot(options: &Options) -> f64 {
     let phases =
         phases.iter().filter(|phase| phase["name"] == "resolve" || phase["name"] == "load");
     phases.map(|phase| phase["ms"].as_f64().unwrap()).sum()
+}
+
+/// The load alone, as `vmm boot` does it.
+fn load(options: &Options, connections: usize, window: usize) -> f64 {
+    let url = format!("memcached://{}", options.server).parse().unwrap();
+    let how = ClusterOptions { connections, window, ..ClusterOptions::default() };
+    let begun = Instant::now();
+    let cluster = Cluster::open(&url, how, None).unwrap();
+    let image = ImageClient::new(Box::new(cluster)).open(&options.image).unwrap();
+    let mut ram = memory();
+    let how =
+        loader::Options { verify: Verify::Auto, ramdisk: RamdiskChoice::Copy, progress: None };
+    loader::land(&image, &mut ram, &how).unwrap();
+    begun.elapsed().as_secs_f64() * 1e3
 }
 
 fn memory() -> GuestRam {

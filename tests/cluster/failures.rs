@@ -162,7 +162,7 @@ fn a_breaker_opens_and_a_node_that_is_back_is_used_again() {
 
 #[test]
 fn a_load_ends_at_its_deadline() {
-    let fixture = Fixture::new(4 << 20, 64 << 10);
+    let fixture = Fixture::new(LENGTH, 64 << 10);
     let servers = Memcached::start_all(1);
     fixture.published(&servers);
     let patient = ClusterOptions {

@@ -1,7 +1,9 @@
 //! Loads where nothing fails: any number of nodes, any chunk size, over TCP and sockets.
 
+use imgcache::transport::memcached::{Cluster, ClusterOptions};
+
 use crate::servers::{Memcached, url};
-use crate::support::{Fixture, cluster};
+use crate::support::{Fixture, cluster, options};
 
 #[test]
 fn an_image_arrives_from_one_to_four_nodes() {
@@ -86,4 +88,17 @@ fn idle_connections_that_the_server_has_closed_are_replaced() {
     }
     let report = fixture.check(shared);
     assert!(report.nodes.iter().all(|node| node.failures == 0), "{report:?}");
+}
+
+#[test]
+fn a_server_that_takes_few_connections_does_with_those() {
+    let server = Memcached::with(&["-c", "64", "-o", "maxconns_fast"]);
+    let fixture = Fixture::new(32 << 20, 64 << 10);
+    let url = format!("memcached://{}", server.address);
+    fixture.publish(&cluster(&url)).unwrap();
+    for _ in 0..3 {
+        let many = ClusterOptions { connections: 120, window: 64 << 10, ..options() };
+        fixture.check(Cluster::open(&url.parse().unwrap(), many, None).unwrap());
+    }
+    assert!(server.stat("rejected_connections") > 0);
 }

@@ -6,6 +6,7 @@
 //! node that may have it, then to the origin; no chunk is asked of a node twice unless nobody else is
 //! left.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -14,7 +15,8 @@ use super::node::{Candidates, MAX_CANDIDATES};
 use crate::key::ChunkKey;
 use crate::parallel::lock;
 
-/// Queued chunks that are looked at to find one to take over.
+/// Queues, and chunks in each, that are looked at to find one to take over.
+const STEAL_QUEUES: usize = 4;
 const STEAL_SCAN: usize = 256;
 /// Times that a chunk is asked of a node whose connections break.
 const MAX_ATTEMPTS: u8 = 3;
@@ -117,6 +119,8 @@ struct State<'m> {
 struct Queue<'m> {
     work: VecDeque<Work<'m>>,
     bytes: usize,
+    /// Connections that work on it, or are about to.
+    workers: usize,
     /// Whether the node is given up for this load.
     dead: bool,
 }
@@ -236,6 +240,24 @@ impl<'m> Board<'m> {
         self.changed.notify_all();
     }
 
+    /// `workers` threads are about to work for `node`.
+    pub(super) fn join(&self, node: usize, workers: usize) {
+        lock(&self.state).queues[node].workers += workers;
+    }
+
+    /// A worker of `node` cannot go on; with the last one the node is given up.
+    pub(super) fn leave(&self, node: usize) {
+        let last = {
+            let mut state = lock(&self.state);
+            let queue = &mut state.queues[node];
+            queue.workers = queue.workers.saturating_sub(1);
+            queue.workers == 0
+        };
+        if last {
+            self.give_up(node);
+        }
+    }
+
     /// `node` is not asked again in this load; what it was to supply goes to others.
     pub(super) fn give_up(&self, node: usize) {
         let mut state = lock(&self.state);
@@ -327,14 +349,18 @@ impl<'m> State<'m> {
         run
     }
 
+    /// A chunk that `node` has too, from the end of one of the longest queues.
     fn steal(&mut self, node: usize) -> Option<Work<'m>> {
-        let longest = self.queues.iter_mut().max_by_key(|queue| queue.bytes)?;
         let holds = |work: &Work<'m>| {
             work.task.results().any(|(one, outcome)| one == node && outcome == Outcome::Unasked)
         };
-        let length = longest.work.len();
-        let found = longest.work.iter().rev().take(STEAL_SCAN).position(holds)?;
-        longest.remove(length - 1 - found)
+        let mut longest: Vec<&mut Queue<'m>> =
+            self.queues.iter_mut().filter(|queue| queue.bytes > 0).collect();
+        longest.sort_unstable_by_key(|queue| Reverse(queue.bytes));
+        longest.into_iter().take(STEAL_QUEUES).find_map(|queue| {
+            let found = queue.work.iter().rev().take(STEAL_SCAN).position(holds)?;
+            queue.remove(queue.work.len() - 1 - found)
+        })
     }
 }
 

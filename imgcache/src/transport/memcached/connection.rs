@@ -191,7 +191,9 @@ impl Connection {
                         let size = line.split(' ').find_map(|word| word.strip_prefix('s'));
                         Some(size.and_then(|size| size.parse().ok()).ok_or_else(wrong)?)
                     }
-                    Some("ERROR") => return self.checked(Err(NodeError::NoMeta)),
+                    Some("ERROR") if line == "ERROR" => {
+                        return self.checked(Err(NodeError::NoMeta));
+                    }
                     _ => return self.checked(Err(wrong())),
                 };
                 lengths.push(length.filter(|length| *length > 0));
@@ -228,7 +230,9 @@ impl Connection {
                     Some("HD") => PutAnswer::Stored,
                     Some("NS") => PutAnswer::Kept,
                     Some("SERVER_ERROR") => PutAnswer::Refused(line),
-                    Some("ERROR") => return self.checked(Err(NodeError::NoMeta)),
+                    Some("ERROR") if line == "ERROR" => {
+                        return self.checked(Err(NodeError::NoMeta));
+                    }
                     _ => {
                         let error = NodeError::protocol("HD or NS", line.as_bytes());
                         return self.checked(Err(error));

@@ -111,8 +111,10 @@ impl<'a> Load<'a> {
         let nodes = &self.topology.nodes;
         let here = &self;
         thread::scope(|scope| {
+            let connections = self.options.connections_to_each(nodes.len());
             for node in used {
-                for _ in 0..self.options.connections_to_each(nodes.len()) {
+                board.join(node, connections);
+                for _ in 0..connections {
                     let board = &board;
                     scope.spawn(move || Worker::new(here, board, node).run());
                 }

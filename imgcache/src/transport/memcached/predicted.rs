@@ -252,7 +252,7 @@ pub(super) fn parse_header(
             Some(length)
         }
         Some("SERVER_ERROR") => return Ok(Header::Refused(text.to_owned())),
-        Some("ERROR") => return Err(NodeError::NoMeta),
+        Some("ERROR") if text == "ERROR" => return Err(NodeError::NoMeta),
         _ => return Err(wrong()),
     };
     let flags: Vec<String> = words.map(str::to_owned).collect();

@@ -27,6 +27,8 @@ pub(super) struct Worker<'l, 'm> {
     pending: VecDeque<Pending<'m, Asked>>,
     /// Bytes that were asked for and have not come.
     in_flight: usize,
+    /// Whether anything has come on this connection.
+    answered: bool,
     tally: Tally,
 }
 
@@ -34,7 +36,7 @@ impl<'l, 'm> Worker<'l, 'm> {
     pub(super) fn new(load: &'l Load<'l>, board: &'l Board<'m>, number: usize) -> Self {
         let node = &*load.topology.nodes[number];
         let (pending, tally) = (VecDeque::new(), load.new_tally());
-        Self { load, board, number, node, pending, in_flight: 0, tally }
+        Self { load, board, number, node, pending, in_flight: 0, answered: false, tally }
     }
 
     pub(super) fn run(mut self) {
@@ -49,23 +51,29 @@ impl<'l, 'm> Worker<'l, 'm> {
                 self.node.failed(&error);
             }
             let over = Instant::now() >= self.load.deadline;
-            let gone = matches!(
-                error,
-                NodeError::Connect(_) | NodeError::Stalled(_) | NodeError::LeftAlone { .. }
-            );
-            // It must be known before it is asked who else may have the chunks.
-            if gone {
+            // Before it is asked who else may have the chunks, it must be known that this one has not. A
+            // node that stalls would do so on all its connections; one that takes no more of them, or
+            // is being probed by somebody, may be of use on those that it has.
+            let stalls = matches!(error, NodeError::Stalled(_));
+            let useless = !stalls && !aged && !std::mem::take(&mut self.answered);
+            if stalls {
                 self.board.give_up(self.number);
+            } else if useless {
+                self.board.leave(self.number);
             }
             if over {
                 self.board.stop(Stop::Deadline);
             }
             self.in_flight = 0;
             for Pending { tag, buffer, .. } in self.pending.drain(..) {
-                let work = Work { task: tag.task, buffer };
+                let mut work = Work { task: tag.task, buffer };
+                // There are no more such connections than workers.
+                if useless {
+                    work.task.attempts = work.task.attempts.saturating_sub(1);
+                }
                 self.board.pass_on(work, self.number, Outcome::Failed);
             }
-            if gone || over {
+            if stalls || useless || over {
                 break;
             }
         }
@@ -129,12 +137,13 @@ impl<'l, 'm> Worker<'l, 'm> {
     }
 
     fn receive(&mut self, connection: &mut Connection) -> Result<(), NodeError> {
-        let Self { load, board, number, node, pending, in_flight, tally } = self;
+        let Self { load, board, number, node, pending, in_flight, answered, tally } = self;
         let patience = load.options.progress.saturating_mul(super::PATIENCE);
         let due = Instant::now() + patience;
         connection.set_deadline(due.min(load.deadline));
         let mut arrived = 0;
         let result = connection.answers(pending, |one, answer| {
+            *answered = true;
             let Pending { tag: Asked { task, at }, buffer, .. } = one;
             *in_flight -= buffer.len();
             let outcome = match answer {

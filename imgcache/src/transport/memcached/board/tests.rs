@@ -108,6 +108,20 @@ fn a_node_that_is_given_up_is_not_asked_and_its_work_goes_to_others() {
 }
 
 #[test]
+fn a_node_is_left_with_its_last_worker_only() {
+    let topology = topology(1);
+    let mut memory = [0; 1];
+    let board = posted(&mut memory, &topology, false, 0);
+    board.join(0, 2);
+    let work = run(board.take(0, 9, 9, true)).remove(0);
+    board.leave(0);
+    board.pass_on(work, 0, Outcome::Failed);
+    assert_eq!(run(board.take(0, 9, 9, true)).len(), 1, "the other worker goes on");
+    board.leave(0);
+    assert!(matches!(board.take(0, 9, 9, true), Next::End));
+}
+
+#[test]
 fn a_chunk_on_one_node_is_asked_for_again_but_not_for_ever() {
     let topology = topology(1);
     let mut memory = [0; 1];
