@@ -14,6 +14,7 @@
 use std::fmt;
 
 use crate::image::name::{ImageName, MAX_NAME_LENGTH};
+use crate::index::IndexKey;
 use crate::key::{ChunkKey, ManifestId};
 
 /// Bytes of a manifest in each piece but the last.
@@ -40,7 +41,7 @@ pub enum Kind {
 
 impl Kind {
     /// The client flags of items of this kind.
-    pub fn flags(self) -> u32 {
+    pub const fn flags(self) -> u32 {
         match self {
             Self::Chunk => 0x766d_6301,
             Self::ManifestPiece => 0x766d_6302,
@@ -118,19 +119,6 @@ impl fmt::Display for ItemKey {
 impl fmt::Debug for ItemKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ItemKey({self})")
-    }
-}
-
-/// What a node's index knows an item by: the first 16 bytes of the BLAKE3 hash of its key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct IndexKey(pub [u8; 16]);
-
-impl IndexKey {
-    /// The index key of the item that memcached knows as `key`.
-    pub fn of(key: &[u8]) -> Self {
-        let mut bytes = [0; 16];
-        bytes.copy_from_slice(blake3::hash(key).as_bytes().split_at(16).0);
-        Self(bytes)
     }
 }
 
@@ -264,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_as_the_contract_says() {
+    fn keys_are_as_documented() {
         let hex = "ab".repeat(32);
         assert_eq!(ItemKey::chunk(&ChunkKey([0xab; 32])).as_str(), format!("c/{hex}"));
         let piece = ItemKey::manifest_piece(&ManifestId([0xab; 32]), u32::MAX);

@@ -52,7 +52,7 @@ fn a_thousand_killed_clients_leak_nothing() {
 }
 
 /// Bytes of items that a node holds.
-fn used(node: &crate::cluster::Node) -> u64 {
+fn used(node: &crate::common::node::Node) -> u64 {
     node.number("", "bytes")
 }
 

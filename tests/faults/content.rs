@@ -4,7 +4,8 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::cluster::{Cluster, Node};
+use crate::cluster::Cluster;
+use crate::common::node::Node;
 use crate::common::{Bench, guest_file};
 use crate::proxy::Proxy;
 

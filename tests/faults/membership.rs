@@ -3,8 +3,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 
-use crate::cluster::{Cluster, Node};
+use crate::cluster::Cluster;
 use crate::common::guest_file;
+use crate::common::node::Node;
 
 #[test]
 fn nodes_are_added_and_removed_under_load() {

@@ -8,7 +8,7 @@
 
 use twox_hash::XxHash3_64;
 
-use crate::record::IndexKey;
+use crate::index::IndexKey;
 
 /// The most replicas of an item.
 pub const MAX_REPLICAS: usize = 4;

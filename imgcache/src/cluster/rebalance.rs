@@ -5,7 +5,7 @@
 //! nothing; a later survey plans the rest.
 
 use super::placement::Placement;
-use crate::record::IndexKey;
+use crate::index::IndexKey;
 
 /// An item, and the nodes that hold it.
 #[derive(Debug, Clone, PartialEq, Eq)]

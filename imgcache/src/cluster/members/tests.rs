@@ -63,7 +63,7 @@ fn a_draining_node_is_given_nothing_and_read_by_way_of_previous() {
     assert_eq!(names, ["a", "b", "c"]);
     let before = now.previous_placement().unwrap();
     for number in 0..50_u32 {
-        let key = crate::record::IndexKey::of(&number.to_le_bytes());
+        let key = crate::index::IndexKey::of(&number.to_le_bytes());
         assert_eq!(now.placement().replicas_of(&key).as_slice(), [1]);
         assert!(matches!(before.replicas_of(&key).as_slice(), [0 | 2]));
     }

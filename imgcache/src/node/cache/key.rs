@@ -2,13 +2,14 @@
 
 use crate::index::IndexKey;
 use crate::key::ChunkKey;
+use crate::record;
 
 /// Client flags of a chunk of an image.
-pub const CHUNK_FLAGS: u32 = 0x766d_6301;
+pub const CHUNK_FLAGS: u32 = record::Kind::Chunk.flags();
 /// Client flags of a piece of a manifest.
-pub const MANIFEST_FLAGS: u32 = 0x766d_6302;
+pub const MANIFEST_FLAGS: u32 = record::Kind::ManifestPiece.flags();
 /// Client flags of an image's name.
-pub const NAME_FLAGS: u32 = 0x766d_6303;
+pub const NAME_FLAGS: u32 = record::Kind::Name.flags();
 
 /// A memcached key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::error::NodeError;
 use super::node::{Node, Topology};
-use crate::record::IndexKey;
+use crate::index::IndexKey;
 
 /// How long a node keeps the items if it hears no more.
 const TTL: Duration = Duration::from_secs(10);

@@ -10,8 +10,8 @@ use super::stream::Dialer;
 use crate::cluster::address::NodeAddress;
 use crate::cluster::members::{Member, Members};
 use crate::cluster::placement::{MAX_REPLICAS, Placement, Replicas};
+use crate::index::IndexKey;
 use crate::parallel::lock;
-use crate::record::IndexKey;
 
 /// Idle connections that are kept for each node.
 const MAX_IDLE: usize = 8;

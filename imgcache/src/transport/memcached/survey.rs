@@ -10,9 +10,10 @@ use super::node::Topology;
 use crate::cluster::rebalance::{self, Plan, Surveyed};
 use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
+use crate::index::IndexKey;
 use crate::key::{ChunkKey, ManifestId};
 use crate::parallel::lock;
-use crate::record::{self, IndexKey, ItemKey, Kind, NameRecord};
+use crate::record::{self, ItemKey, Kind, NameRecord};
 
 /// How long a node may take to say what it holds.
 const PATIENCE: Duration = Duration::from_secs(60);

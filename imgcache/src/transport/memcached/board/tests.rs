@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::*;
 use crate::cluster::address::NodeAddress;
 use crate::cluster::members::Members;
-use crate::record::IndexKey;
+use crate::index::IndexKey;
 use crate::transport::memcached::{Dialer, Topology};
 
 const LONG: Duration = Duration::from_secs(60);
