@@ -49,6 +49,14 @@ impl<S: Read + Write> Client<S> {
         self.stream.write_all(bytes.as_ref()).unwrap();
     }
 
+    /// Sends what the other side takes of `bytes` before it closes.
+    pub fn send_to_the_end(&mut self, bytes: impl AsRef<[u8]>) {
+        let closed = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
+        if let Err(error) = self.stream.write_all(bytes.as_ref()) {
+            assert!(closed.contains(&error.kind()), "{error}");
+        }
+    }
+
     fn receive(&mut self) -> io::Result<usize> {
         let mut buffer = vec![0; 64 << 10];
         let length = self.stream.read(&mut buffer)?;

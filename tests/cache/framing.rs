@@ -95,10 +95,10 @@ fn what_is_too_large_is_swallowed() {
 fn long_lines_end_the_connection() {
     let node = Node::start();
     let mut client = node.connect();
-    client.send("set ".to_owned() + &"k".repeat(3000));
+    client.send_to_the_end("set ".to_owned() + &"k".repeat(3000));
     assert_eq!(client.rest(), b"CLIENT_ERROR line too long\r\n");
     let mut client = node.connect();
-    client.send("x".repeat(1 << 20));
+    client.send_to_the_end("x".repeat(1 << 20));
     assert_eq!(client.rest(), b"CLIENT_ERROR line too long\r\n");
 }
 
@@ -118,7 +118,7 @@ fn a_get_may_name_very_many_keys() {
     });
     assert!(reader.join().unwrap());
     let mut client = node.connect();
-    client.send("get".to_owned() + &" key".repeat(300_000));
+    client.send_to_the_end("get".to_owned() + &" key".repeat(300_000));
     assert_eq!(client.rest(), b"CLIENT_ERROR line too long\r\n");
 }
 
