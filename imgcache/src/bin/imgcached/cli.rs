@@ -95,9 +95,10 @@ struct NetworkOptions {
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<SocketAddr>,
 
-    /// Connections at once; one more is turned away.
-    #[arg(short = 'c', long, value_name = "NUMBER", default_value_t = 16_384)]
-    max_connections: usize,
+    /// Connections at once; one more is turned away. By default 16384, or as many as the limit of
+    /// open files allows.
+    #[arg(short = 'c', long, value_name = "NUMBER")]
+    max_connections: Option<usize>,
 
     /// Close connections without a request for so long; 0: never.
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
@@ -251,8 +252,13 @@ impl Cli {
         }
     }
 
+    /// How many connections there are to be, if anybody said so.
+    pub fn max_connections(&self) -> Option<usize> {
+        self.network.max_connections
+    }
+
     /// What the server is to be like.
-    pub fn server(&self) -> ServerConfig {
+    pub fn server(&self, max_connections: usize) -> ServerConfig {
         let (network, tls, operation) = (&self.network, &self.tls, &self.operation);
         let seconds = Duration::from_secs;
         ServerConfig {
@@ -262,7 +268,7 @@ impl Cli {
             tls: tls.tls_cert.clone().zip(tls.tls_key.clone()).map(|(certificates, key)| {
                 TlsConfig { certificates, key, client_authorities: tls.tls_client_ca.clone() }
             }),
-            max_connections: network.max_connections,
+            max_connections,
             idle_timeout: (network.idle_timeout > 0).then(|| seconds(network.idle_timeout)),
             stall_timeout: seconds(network.stall_timeout),
             drain_timeout: seconds(operation.drain_timeout),
@@ -299,10 +305,10 @@ mod tests {
 
     #[test]
     fn nothing_but_this_machine_is_served_unless_asked() {
-        let server = Cli::parse_from(["imgcached"]).server();
+        let server = Cli::parse_from(["imgcached"]).server(1);
         assert!(server.listen.iter().all(|address| address.ip().is_loopback()));
         assert_eq!((server.http, server.unix.is_none()), (None, true));
-        let server = Cli::parse_from(["imgcached", "--no-tcp", "--unix", "x"]).server();
+        let server = Cli::parse_from(["imgcached", "--no-tcp", "--unix", "x"]).server(1);
         assert!(server.listen.is_empty());
     }
 

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use clap::Parser;
 use imgcache::node::cache::{Cache, CacheError};
-use imgcache::node::server::{Addresses, Drained, Reload, Server, ServerError, raise_open_files};
+use imgcache::node::server::{
+    Addresses, Drained, Reload, Server, ServerConfig, ServerError, raise_open_files,
+};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::Cli;
@@ -49,8 +51,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli) -> Result<Exit, Failed> {
-    let config = cli.server();
-    raise_open_files(config.max_connections)?;
+    let config = cli.server(raise_open_files(cli.max_connections())?);
     let (cache, report) = Cache::open(&cli.cache())?;
     for fallback in &report.fallbacks {
         tracing::warn!("no better pages: {fallback}");
@@ -69,18 +70,18 @@ fn run(cli: &Cli) -> Result<Exit, Failed> {
         .enable_all()
         .build()
         .map_err(Failed::Runtime)?;
-    let exit = runtime.block_on(serve(Arc::new(cache), cli))?;
+    let exit = runtime.block_on(serve(Arc::new(cache), config))?;
     // What still waits for a client is not waited for.
     runtime.shutdown_background();
     Ok(exit)
 }
 
-async fn serve(cache: Arc<Cache>, cli: &Cli) -> Result<Exit, Failed> {
+async fn serve(cache: Arc<Cache>, config: ServerConfig) -> Result<Exit, Failed> {
     let listen = |kind| signal(kind).map_err(Failed::Signals);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let hang_up = listen(SignalKind::hangup())?;
-    let server = Server::bind(cache, cli.server())?;
+    let server = Server::bind(cache, config)?;
     let reloading = tokio::spawn(reload_certificates(hang_up, server.reload()));
     announce(server.addresses()).map_err(Failed::Output)?;
     let stop = async {

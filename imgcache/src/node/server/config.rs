@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::files::DEFAULT_CONNECTIONS;
 use crate::node::cache::MAX_ITEM_BYTES;
 
 /// What the server is to be like.
@@ -60,7 +61,7 @@ impl Default for ServerConfig {
             unix: None,
             http: None,
             tls: None,
-            max_connections: 16_384,
+            max_connections: DEFAULT_CONNECTIONS,
             idle_timeout: None,
             stall_timeout: Duration::from_secs(60),
             drain_timeout: Duration::from_secs(30),

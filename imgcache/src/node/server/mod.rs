@@ -41,7 +41,7 @@ pub use self::config::{ServerConfig, TlsConfig, UnixConfig};
 use self::connections::{Address, Connections};
 use self::counters::ServerCounters;
 pub use self::error::ServerError;
-pub use self::files::raise_open_files;
+pub use self::files::{DEFAULT_CONNECTIONS, raise_open_files};
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::node::cache::{Cache, Now};
