@@ -206,6 +206,7 @@ impl BootCommand {
         let machine = Machine::assemble(processors, ram, (protocol, entry), &spec, output)?;
         watch.phase("boot");
 
+        footprint::release_code();
         let mut report = Report {
             image: self.image.clone(),
             manifest: image.id().to_string(),

@@ -5,6 +5,29 @@ use std::ops::Range;
 
 use super::pagemap;
 
+/// Gives back the pages of this program's code: most of it has run once, at the start, and will not
+/// again. What runs on is mapped again as it is used, from the page cache, where all VMs share it.
+pub fn release_code() {
+    let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return };
+    for (start, length) in maps.lines().filter_map(code) {
+        let address = std::ptr::with_exposed_provenance_mut(start);
+        // SAFETY: a mapping of a file that is executable and not writable was never written, so its
+        // pages hold nothing but the file's bytes, and are read in again when they are wanted.
+        unsafe { libc::madvise(address, length, libc::MADV_DONTNEED) };
+    }
+}
+
+/// Start and length of a line of `/proc/self/maps`, if it is code of a file.
+fn code(line: &str) -> Option<(usize, usize)> {
+    let mut words = line.split_ascii_whitespace();
+    let (range, access) = (words.next()?, words.next()?);
+    let file = words.nth(3)?;
+    let (start, end) = range.split_once('-')?;
+    let start = usize::from_str_radix(start, 16).ok()?;
+    let end = usize::from_str_radix(end, 16).ok()?;
+    (access == "r-xp" && file.starts_with('/')).then_some((start, end.checked_sub(start)?))
+}
+
 /// Bytes of this process' memory that are resident now, without those mapped in `except`.
 pub fn resident_except(except: &[Range<u64>]) -> Option<u64> {
     let smaps = fs::read_to_string("/proc/self/smaps").ok()?;
@@ -21,6 +44,21 @@ fn sum_resident(smaps: &str, except: &[Range<u64>]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_is_what_is_executable_and_of_a_file() {
+        let line = "5000-9000 r-xp 00001000 08:01 77    /usr/bin/vmm";
+        assert_eq!(code(line), Some((0x5000, 0x4000)));
+        for other in [
+            "5000-9000 rwxp 00001000 08:01 77    /usr/bin/vmm",
+            "5000-9000 r--p 00001000 08:01 77    /usr/bin/vmm",
+            "5000-9000 r-xp 00000000 00:00 0     [vdso]",
+            "5000-9000 r-xp 00000000 00:00 0",
+        ] {
+            assert_eq!(code(other), None, "{other}");
+        }
+        release_code();
+    }
 
     #[test]
     fn mappings_of_the_guest_are_not_counted() {
