@@ -18,6 +18,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use imgcache::client::ImageClient;
+use imgcache::image::manifest::ChunkSpan;
 use imgcache::store::Store;
 
 use self::cluster::{Cluster, Server};
@@ -52,7 +53,7 @@ struct Options {
     #[arg(long, value_delimiter = ',', default_value = "4,8,16,32,64,128,256,512,1024")]
     chunks: Vec<u32>,
     /// What each node's link sends, in Mbit/s.
-    #[arg(long, default_value_t = 1000)]
+    #[arg(long, default_value_t = 500)]
     link: u32,
     /// Guest memory of all clients together stays below this many MiB; what does not fit is left
     /// out, and said.
@@ -83,14 +84,14 @@ fn main() {
         let image = bench.push(megabytes, DEFAULT_CHUNK);
         for &nodes in &options.nodes {
             let cluster = bench.cluster(Server::Imgcached, nodes, megabytes);
-            cluster.publish(&options.vmm, store.path(), &image);
+            cluster.publish(&options.vmm, store.path(), &image.name);
             for &clients in &options.clients {
                 let run = Run { sweep: "scaling", megabytes, chunk: DEFAULT_CHUNK, nodes, clients };
                 rows.extend(bench.vmm(&run, &cluster, &image));
             }
         }
         let cluster = bench.cluster(Server::Memcached, 1, megabytes);
-        cluster.publish(&options.vmm, store.path(), &image);
+        cluster.publish(&options.vmm, store.path(), &image.name);
         for &clients in options.clients.iter().filter(|clients| **clients <= 10) {
             let run = Run { sweep: "baseline", megabytes, chunk: DEFAULT_CHUNK, nodes: 1, clients };
             rows.push(bench.memcache_crate(&run, &image));
@@ -102,7 +103,7 @@ fn main() {
         for &megabytes in &options.megabytes {
             let image = bench.push(megabytes, chunk);
             let cluster = bench.cluster(Server::Imgcached, most, megabytes);
-            cluster.publish(&options.vmm, store.path(), &image);
+            cluster.publish(&options.vmm, store.path(), &image.name);
             let clients = clients.min(bench.most_clients(megabytes));
             let run = Run { sweep: "chunks", megabytes, chunk, nodes: most, clients };
             rows.extend(bench.vmm(&run, &cluster, &image));
@@ -121,14 +122,21 @@ struct Run {
     clients: usize,
 }
 
+/// An image of the local store.
+struct Image {
+    name: String,
+    /// What a client has to be sent: ramdisk and kernel, without chunks of zeros.
+    bytes: u64,
+}
+
 struct Bench<'a> {
     options: &'a Options,
     store: &'a Path,
 }
 
 impl Bench<'_> {
-    /// Puts the image into the local store; returns its name.
-    fn push(&self, megabytes: u32, chunk: u32) -> String {
+    /// Puts the image into the local store.
+    fn push(&self, megabytes: u32, chunk: u32) -> Image {
         let name = format!("bench-{megabytes}-{chunk}");
         let status = Command::new(&self.options.vmm)
             .env("VMM_STORE", self.store)
@@ -139,7 +147,8 @@ impl Bench<'_> {
             .stdout(Stdio::null())
             .status();
         assert!(status.unwrap().success());
-        name
+        let bytes = stored(self.store, &name).iter().map(|chunk| u64::from(chunk.length)).sum();
+        Image { name, bytes }
     }
 
     /// Nodes with room for two copies of the image.
@@ -155,7 +164,7 @@ impl Bench<'_> {
         usize::try_from(self.options.memory / u64::from(megabytes + 40)).unwrap()
     }
 
-    fn vmm(&self, run: &Run, cluster: &Cluster, image: &str) -> Option<Row> {
+    fn vmm(&self, run: &Run, cluster: &Cluster, image: &Image) -> Option<Row> {
         if run.clients > self.most_clients(run.megabytes) {
             println!(
                 "{} clients with {} MB each do not fit this machine's memory: left out",
@@ -169,34 +178,34 @@ impl Bench<'_> {
         let outcome = fleet::run(run.clients, || {
             let mut command = Command::new(&self.options.vmm);
             command.env("VMM_STORE", &nowhere);
-            command.args(["boot", "--image", image, "--cache", &url, "--memory", &memory]);
+            command.args(["boot", "--image", &image.name, "--cache", &url, "--memory", &memory]);
             command.args(["--ready-only", "--json", "--load-deadline", "600"]);
             command
         });
-        Some(self.row(run, "vmm", "imgcached", &outcome))
+        Some(self.row(run, image, ["vmm", "imgcached"], &outcome))
     }
 
-    fn memcache_crate(&self, run: &Run, image: &str) -> Row {
+    fn memcache_crate(&self, run: &Run, image: &Image) -> Row {
         let program = std::env::current_exe().unwrap();
         let outcome = fleet::run(run.clients, || {
             let mut command = Command::new(&program);
-            command.arg("--get-loop").arg(self.store).arg(image);
+            command.arg("--get-loop").arg(self.store).arg(&image.name);
             command.arg(format!("memcache://{}:11211", Network::address(0)));
             command
         });
-        self.row(run, "memcache crate", "memcached", &outcome)
+        self.row(run, image, ["memcache crate", "memcached"], &outcome)
     }
 
     fn row(
         &self,
         run: &Run,
-        loader: &'static str,
-        server: &'static str,
+        image: &Image,
+        [loader, server]: [&'static str; 2],
         outcome: &fleet::Outcome,
     ) -> Row {
-        #[expect(clippy::cast_precision_loss, reason = "a few hundred")]
-        let (clients, nodes) = (run.clients as f64, run.nodes as f64);
-        let bits = clients * f64::from(run.megabytes) * f64::from(1 << 20) * 8.0;
+        #[expect(clippy::cast_precision_loss, reason = "gigabytes at most")]
+        let (clients, nodes, bytes) = (run.clients as f64, run.nodes as f64, image.bytes as f64);
+        let bits = clients * bytes * 8.0;
         let capacity = f64::from(self.options.link) * 1e6 * nodes;
         let row = Row {
             sweep: run.sweep,
@@ -227,14 +236,20 @@ impl Bench<'_> {
     }
 }
 
+/// The chunks of an image of the local store that have to be sent.
+fn stored(store: &Path, name: &str) -> Vec<ChunkSpan> {
+    let store = Store::open(store).unwrap();
+    let image = ImageClient::new(Box::new(store)).open(&name.parse().unwrap()).unwrap();
+    image.manifest().all_chunks().filter(|chunk| !chunk.entry.zero).collect()
+}
+
 /// The baseline: what the obvious program does with a stock server.
 fn get_loop(store: &Path, image: &str, server: &str) {
-    let store = Store::open(store).unwrap();
-    let image = ImageClient::new(Box::new(store)).open(&image.parse().unwrap()).unwrap();
+    let chunks = stored(store, image);
     let begun = Instant::now();
     let client = memcache::Client::connect(server).unwrap();
     let mut memory = Vec::new();
-    for chunk in image.manifest().all_chunks().filter(|chunk| !chunk.entry.zero) {
+    for chunk in chunks {
         let value: Option<Vec<u8>> = client.get(&format!("c/{}", chunk.entry.key)).unwrap();
         memory.extend_from_slice(&value.unwrap());
     }

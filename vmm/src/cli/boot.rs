@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use clap::Args;
-use imgcache::client::{LoadReport, Verification, Verify};
+use imgcache::client::{Image, LoadReport, Verification, Verify};
 use imgcache::image::name::ImageName;
 use imgcache::transport::memcached::CacheReport;
 use serde::Serialize;
@@ -155,6 +156,25 @@ impl Stopwatch {
     }
 }
 
+/// An image that is being closed on a thread of its own; waits for that when dropped.
+struct Closing(Option<JoinHandle<()>>);
+
+impl Closing {
+    fn begin(image: Image) -> Self {
+        // Without a thread it is closed at once.
+        Self(thread::Builder::new().name("close".into()).spawn(move || drop(image)).ok())
+    }
+}
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        if let Some(thread) = self.0.take() {
+            // It never panics, and if it did, it has said so.
+            let _ = thread.join();
+        }
+    }
+}
+
 fn milliseconds(duration: std::time::Duration) -> f64 {
     (duration.as_secs_f64() * 1e6).round() / 1e3
 }
@@ -185,7 +205,7 @@ impl BootCommand {
             progress: Some(&|bytes| progress.add(bytes)),
         };
         // KVM's part takes time in the kernel, and nothing of the image.
-        let (processors, landed) = std::thread::scope(|scope| {
+        let (processors, landed) = thread::scope(|scope| {
             let processors = scope.spawn(|| Processors::create(&kvm, &slots, self.cpus));
             let landed = loader::land(&image, &mut ram, &options);
             (processors.join(), landed)
@@ -224,7 +244,8 @@ impl BootCommand {
                 .flatten(),
             guest: None,
         };
-        drop(image);
+        // What an image from a cache still has to do, it does while the guest starts.
+        let _closing = Closing::begin(image);
         if self.ready_only {
             self.publish(&report)?;
             return Ok(Exit::Success);

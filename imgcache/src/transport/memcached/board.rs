@@ -4,7 +4,8 @@
 //! that few pages are shared by threads. A worker whose queue is empty takes over from the end of the
 //! longest queue what its own node holds too. A chunk that a node could not supply goes to the next
 //! node that may have it, then to the origin; no chunk is asked of a node twice unless nobody else is
-//! left.
+//! left. A node that is slow is avoided: it is asked only for what can be had nowhere else, and for that
+//! until the load's deadline, since a network that is full makes all nodes look so.
 
 use std::cmp::Reverse;
 use std::collections::VecDeque;
@@ -29,6 +30,8 @@ pub(super) enum Outcome {
     Damaged,
     Length,
     Refused,
+    /// Nothing came of it in the time it was given.
+    Slow,
     Failed,
 }
 
@@ -123,6 +126,8 @@ struct Queue<'m> {
     workers: usize,
     /// Whether the node is given up for this load.
     dead: bool,
+    /// Whether it is asked only for what nobody else has.
+    avoided: bool,
 }
 
 impl<'m> Queue<'m> {
@@ -247,15 +252,35 @@ impl<'m> Board<'m> {
 
     /// A worker of `node` cannot go on; with the last one the node is given up.
     pub(super) fn leave(&self, node: usize) {
-        let last = {
-            let mut state = lock(&self.state);
-            let queue = &mut state.queues[node];
-            queue.workers = queue.workers.saturating_sub(1);
-            queue.workers == 0
-        };
-        if last {
+        if !self.leave_to_others(node) {
             self.give_up(node);
         }
+    }
+
+    /// A worker of `node` has no connection of its own, and leaves if there is another one. Whether
+    /// it does.
+    pub(super) fn leave_to_others(&self, node: usize) -> bool {
+        let mut state = lock(&self.state);
+        let queue = &mut state.queues[node];
+        let others = queue.workers > 1;
+        if others {
+            queue.workers -= 1;
+        }
+        others
+    }
+
+    /// `node` is slow: what others may have goes to them.
+    pub(super) fn avoid(&self, node: usize) {
+        let mut state = lock(&self.state);
+        let queue = &mut state.queues[node];
+        if std::mem::replace(&mut queue.avoided, true) {
+            return;
+        }
+        queue.bytes = 0;
+        for work in std::mem::take(&mut queue.work) {
+            state.place(work);
+        }
+        self.changed.notify_all();
     }
 
     /// `node` is not asked again in this load; what it was to supply goes to others.
@@ -292,13 +317,14 @@ impl<'m> Board<'m> {
 impl<'m> State<'m> {
     /// Finds who is asked for `work` next.
     fn place(&mut self, mut work: Work<'m>) {
-        let usable = |outcome: Outcome| {
+        let usable = |outcomes: &[Outcome], avoided: bool| {
             let queues = &self.queues;
             let mut found: Option<usize> = None;
-            for (node, _) in work.task.results().filter(|(_, one)| *one == outcome) {
+            for (node, _) in work.task.results().filter(|(_, one)| outcomes.contains(one)) {
                 let current = work.task.candidates.current().any(|one| one == node);
                 // Where it moves from is asked only if it is nowhere else.
                 if !queues[node].dead
+                    && (avoided || !queues[node].avoided)
                     && (current || found.is_none())
                     && found.is_none_or(|best| queues[node].bytes < queues[best].bytes)
                 {
@@ -307,8 +333,12 @@ impl<'m> State<'m> {
             }
             found
         };
-        let again = || usable(Outcome::Failed).filter(|_| work.task.attempts < MAX_ATTEMPTS);
-        let node = usable(Outcome::Unasked);
+        let again = || {
+            let failed = || usable(&[Outcome::Failed], true);
+            usable(&[Outcome::Unasked, Outcome::Slow], true)
+                .or_else(|| failed().filter(|_| work.task.attempts < MAX_ATTEMPTS))
+        };
+        let node = usable(&[Outcome::Unasked], false);
         match node {
             Some(node) => {
                 self.switches += 1;
@@ -340,7 +370,7 @@ impl<'m> State<'m> {
             total = more;
             run.extend(self.queues[node].remove(0));
         }
-        if run.is_empty() {
+        if run.is_empty() && !self.queues[node].avoided {
             run.extend(self.steal(node));
         }
         for work in &mut run {

@@ -96,6 +96,11 @@ impl Connection {
         Ok(Self { stream, receiver, opaque: 0, broken: false, reused: false })
     }
 
+    /// Waits so long for the next byte.
+    pub(super) fn set_patience(&mut self, progress: Duration) {
+        self.stream.set_patience(progress);
+    }
+
     /// Nothing goes on after `deadline`.
     pub fn set_deadline(&mut self, deadline: Instant) {
         self.stream.set_deadline(deadline);

@@ -58,6 +58,18 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// Whether more time might have helped: a network that is full is as silent as a node that is
+    /// gone.
+    pub(super) fn is_slow(&self) -> bool {
+        match self {
+            Self::Connect(error) => {
+                matches!(error.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock)
+            }
+            Self::Stalled(_) | Self::Deadline | Self::LeftAlone { .. } => true,
+            _ => false,
+        }
+    }
+
     pub(super) fn protocol(expected: &'static str, found: &[u8]) -> Self {
         const SHOWN: usize = 60;
         let found = found.get(..SHOWN).unwrap_or(found);
@@ -95,12 +107,18 @@ pub enum ClusterError {
         said: Vec<(String, String)>,
     },
     /// A load that took too long.
-    #[error("the load was not done after {} s: {left} chunks had not arrived", after.as_secs())]
+    #[error(
+        "the load was not done after {} s: {left} chunks had not arrived; {}",
+        after.as_secs(),
+        failures(said)
+    )]
     Deadline {
         /// How long it was given.
         after: Duration,
         /// Chunks that had not arrived.
         left: usize,
+        /// Nodes that failed meanwhile, and how they did last.
+        said: Vec<(String, String)>,
     },
     /// The cache's manifest is not what its id says.
     #[error("the cache's {0}")]
@@ -146,6 +164,11 @@ impl ClusterError {
             Self::Members(_) | Self::Tls(_) | Self::Manifest(_) => false,
         }
     }
+}
+
+/// How nodes failed, if any did.
+fn failures(said: &[(String, String)]) -> String {
+    if said.is_empty() { "no node failed".into() } else { list(said) }
 }
 
 /// What each node said, as one text.

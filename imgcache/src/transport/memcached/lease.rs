@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use super::error::NodeError;
 use super::node::{Node, Topology};
-use crate::index::IndexKey;
 
 /// How long a node keeps the items if it hears no more.
 const TTL: Duration = Duration::from_secs(10);
@@ -20,15 +19,17 @@ const TTL: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(1);
 /// Bytes of keys in one lease; those of a larger image are several.
 const LIST_BYTES: usize = 512 << 10;
-/// How long the end of a load waits for the release, which is a courtesy.
+/// How long to wait for the release, when nothing else is left to be done: it is a courtesy.
 const COURTESY: Duration = Duration::from_millis(20);
 
 /// Bytes that were read from each node, by its name.
 type Read = BTreeMap<String, u64>;
 
-/// The lease of a load at all nodes.
+/// The lease of a load at all nodes; it ends when dropped.
 pub(super) struct Lease {
-    end: Option<(Sender<Read>, Receiver<()>)>,
+    /// Whom to tell the end, and who answers when the nodes know it.
+    keeper: Option<(Sender<Read>, Receiver<()>)>,
+    ended: bool,
 }
 
 /// What one node is to keep.
@@ -41,16 +42,11 @@ struct Part {
 }
 
 impl Lease {
-    /// Begins to ask the nodes of `topology` to keep the items `keys`.
-    pub fn take(topology: &Topology, keys: impl Iterator<Item = IndexKey>) -> Self {
-        let mut lists: Vec<Vec<u8>> = vec![Vec::new(); topology.nodes.len()];
-        for key in keys {
-            for node in topology.candidates(&key).current() {
-                lists[node].extend_from_slice(&key.0);
-            }
-        }
+    /// Begins to ask each node of `topology` to keep what its list in `lists` names: index keys, one
+    /// after the other.
+    pub fn take(topology: &Topology, lists: &[Vec<u8>]) -> Self {
         let mut parts = Vec::new();
-        for (node, list) in topology.nodes.iter().zip(&lists) {
+        for (node, list) in topology.nodes.iter().zip(lists) {
             for keys in list.chunks(LIST_BYTES) {
                 let (node, keys, id) = (Arc::clone(node), keys.to_vec(), super::random());
                 parts.push(Part { node, id, keys, held: false });
@@ -62,19 +58,27 @@ impl Lease {
             keep(&mut parts, &ends);
             let _ = done.send(()); // to somebody who may have gone
         };
-        match thread::Builder::new().name("lease".into()).spawn(work) {
-            Ok(_) => Self { end: Some((sender, ended)) },
+        let keeper = match thread::Builder::new().name("lease".into()).spawn(work) {
+            Ok(_) => Some((sender, ended)),
             Err(error) => {
                 log::info!("the load has no lease: {error}");
-                Self { end: None }
+                None
             }
-        }
+        };
+        Self { keeper, ended: false }
     }
 
-    /// The load has ended, having read so much of each node.
-    pub fn end(self, read: Read) {
-        let Some((sender, ended)) = self.end else { return };
-        if sender.send(read).is_ok() {
+    /// The load has ended, having read so much of each node. Nobody waits for the nodes to hear of it.
+    pub fn end(&mut self, read: Read) {
+        if let Some((sender, _)) = &self.keeper {
+            self.ended = sender.send(read).is_ok();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Some((_, ended)) = self.keeper.as_ref().filter(|_| self.ended) {
             let _ = ended.recv_timeout(COURTESY);
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
+use super::lease::Lease;
 use super::node::Topology;
 use super::origin::OriginWorker;
 use super::report::{CacheReport, Latencies, NodeReport};
@@ -31,6 +32,8 @@ pub(super) struct Load<'a> {
     pub(super) deadline: Instant,
     /// For each 2 MiB page of guest memory, whether a thread has put memory under it.
     regions: Vec<OnceLock<()>>,
+    /// For each node, the index keys of what it is to keep until the load has ended.
+    kept: Vec<Vec<u8>>,
     tallies: Mutex<Tally>,
 }
 
@@ -98,16 +101,18 @@ impl<'a> Load<'a> {
             accept,
             deadline,
             regions: Vec::new(),
+            kept: vec![Vec::new(); topology.nodes.len()],
             tallies: Mutex::new(Tally::of(topology.nodes.len())),
         }
     }
 
-    /// Brings all of `reads`, which should ascend.
+    /// Brings all of `reads`, which should ascend. The lease that comes back has been ended.
     pub(super) fn run(
         mut self,
         reads: Vec<ChunkRead<'_>>,
-    ) -> (Result<(), TransportError>, CacheReport) {
+    ) -> (Result<(), TransportError>, CacheReport, Lease) {
         let (board, used) = self.post(reads);
+        let mut lease = Lease::take(self.topology, &self.kept);
         let nodes = &self.topology.nodes;
         let here = &self;
         thread::scope(|scope| {
@@ -145,7 +150,8 @@ impl<'a> Load<'a> {
             chunk_ms_p50: tally.latencies.quantile(500),
             chunk_ms_p99: tally.latencies.quantile(990),
         };
-        (result, report)
+        lease.end(report.nodes.iter().map(|node| (node.name.clone(), node.bytes)).collect());
+        (result, report, lease)
     }
 
     /// Decides who is asked for what first; returns the nodes that may be asked for anything.
@@ -169,7 +175,9 @@ impl<'a> Load<'a> {
             if last_page.replace(page) != Some(page) {
                 self.regions.push(OnceLock::new());
             }
-            let candidates = self.topology.candidates(&ItemKey::chunk(&key).index_key());
+            let index_key = ItemKey::chunk(&key).index_key();
+            let candidates = self.topology.candidates(&index_key);
+            candidates.current().for_each(|node| self.kept[node].extend_from_slice(&index_key.0));
             candidates.all().for_each(|node| used[node] = true);
             let from = choices.len();
             choices.extend(candidates.current().filter(|node| !dead.contains(node)));
@@ -247,7 +255,7 @@ impl<'a> Load<'a> {
                     Outcome::Damaged => "has damaged content under its key".into(),
                     Outcome::Length => "has something of another length under its key".into(),
                     Outcome::Refused => "refused to give it".into(),
-                    Outcome::Failed => failures(node),
+                    Outcome::Slow | Outcome::Failed => failures(node),
                 };
                 (nodes[node].name().to_owned(), said)
             };
@@ -262,7 +270,12 @@ impl<'a> Load<'a> {
             Stop::Nowhere(task) => unavailable(task, None),
             Stop::Origin(task, error) => unavailable(task, Some(error.to_string())),
             Stop::Deadline => {
-                ClusterError::Deadline { after: self.options.load_deadline, left }.into()
+                let tally = lock(&self.tallies);
+                let failures = nodes.iter().zip(&tally.nodes).filter_map(|(node, report)| {
+                    Some((node.name().to_owned(), report.last_failure.clone()?))
+                });
+                let (after, said) = (self.options.load_deadline, failures.collect());
+                ClusterError::Deadline { after, left, said }.into()
             }
         }
     }

@@ -52,6 +52,8 @@ use crate::record::{
 const MAX_PULLED: usize = 64;
 /// One chunk, or anything small, may take so many times the patience for a single byte.
 const PATIENCE: u32 = 5;
+/// Times that something small is asked for while nodes are slow; each time they are given twice as long.
+const ROUNDS: u32 = 4;
 /// Warnings of one kind that a process prints.
 const LOUD: u32 = 5;
 
@@ -172,9 +174,24 @@ impl Cluster {
     }
 
     /// When something small that is begun now has to be done: a node that drips is one that stalls.
-    fn soon(&self) -> Instant {
-        let patience = self.0.options.progress.saturating_mul(PATIENCE);
+    fn soon(&self, doublings: u32) -> Instant {
+        let patience = self.0.options.progress.saturating_mul(PATIENCE << doublings.min(16));
         Instant::now() + patience.min(self.0.options.load_deadline)
+    }
+
+    /// Asks until there is an answer, everybody has refused one, or all are slow again and again.
+    fn in_rounds<T>(&self, mut ask: impl FnMut(u32) -> Asked<T>) -> Asked<T> {
+        let over = self.deadline();
+        let mut first = ask(0);
+        for doublings in 1..ROUNDS {
+            if !first.slow || first.found.is_some() || Instant::now() >= over {
+                break;
+            }
+            let again = ask(doublings);
+            // What went wrong at first says most.
+            first = Asked { said: first.said, ..again };
+        }
+        first
     }
 
     /// The item `key` from the first candidate that has one which `read` takes, in turn from number
@@ -191,33 +208,37 @@ impl Cluster {
         first: usize,
         read: impl Fn(Item) -> Result<T, String>,
     ) -> Result<Option<T>, ClusterError> {
-        let topology = self.topology();
-        let mut said = Vec::new();
-        let mut certain = true;
-        let mut nodes: Vec<usize> = topology.candidates(&key.index_key()).all().collect();
-        let turn = first.checked_rem(nodes.len()).unwrap_or(0);
-        nodes.rotate_left(turn);
-        for node in nodes {
-            let node = &topology.nodes[node];
-            let words = match node.with(self.soon(), |connection| connection.get(key, limit)) {
-                Ok(Some(item)) => match read(item) {
-                    Ok(read) => return Ok(Some(read)),
-                    Err(words) => words,
-                },
-                Ok(None) => {
-                    said.push((node.name().to_owned(), "does not have it".to_owned()));
-                    continue;
+        let asked = self.in_rounds(|doublings| {
+            let topology = self.topology();
+            let mut asked = Asked::default();
+            let mut nodes: Vec<usize> = topology.candidates(&key.index_key()).all().collect();
+            let turn = first.checked_rem(nodes.len()).unwrap_or(0);
+            nodes.rotate_left(turn);
+            for node in nodes {
+                let node = &topology.nodes[node];
+                let get = |connection: &mut Connection| connection.get(key, limit);
+                match node.with_patience(self.soon(doublings), doublings, get) {
+                    Ok(Some(item)) => match read(item) {
+                        Ok(read) => {
+                            asked.found = Some(read);
+                            return asked;
+                        }
+                        Err(words) => asked.unsure(node, key, words),
+                    },
+                    Ok(None) => {
+                        asked.said.push((node.name().to_owned(), "does not have it".to_owned()));
+                    }
+                    Err(error) => asked.failed(node, key, &error),
                 }
-                Err(error) => error.to_string(),
-            };
-            certain = false;
-            log::info!("cache node {}: {key}: {words}", node.name());
-            said.push((node.name().to_owned(), words));
+            }
+            // Whoever has somewhere else to go does not wait for those who are slow.
+            asked.slow &= self.0.origin.is_none();
+            asked
+        });
+        if asked.found.is_some() || asked.certain() || self.0.origin.is_some() {
+            return Ok(asked.found);
         }
-        if certain || self.0.origin.is_some() {
-            return Ok(None);
-        }
-        Err(ClusterError::Unreachable { what: format!("item {key}"), said })
+        Err(ClusterError::Unreachable { what: format!("item {key}"), said: asked.said })
     }
 
     /// What `name` stands for: the newest record that any of its nodes has.
@@ -225,31 +246,36 @@ impl Cluster {
     /// # Errors
     /// [`ClusterError::Unreachable`]: nobody knows the name, and not everybody could be asked.
     pub fn name_record(&self, name: &ImageName) -> Result<Option<NameRecord>, ClusterError> {
-        let (topology, deadline) = (self.topology(), self.soon());
+        let asked = self.in_rounds(|doublings| self.ask_for_name(name, doublings));
+        if asked.found.is_some() || asked.certain() {
+            return Ok(asked.found);
+        }
+        Err(ClusterError::Unreachable { what: format!("image '{name}'"), said: asked.said })
+    }
+
+    fn ask_for_name(&self, name: &ImageName, doublings: u32) -> Asked<NameRecord> {
+        let (topology, deadline) = (self.topology(), self.soon(doublings));
         let key = ItemKey::name(name);
-        let found: Mutex<Option<NameRecord>> = Mutex::default();
-        let said: Mutex<Vec<(usize, String)>> = Mutex::default();
+        let asked: Mutex<Asked<NameRecord>> = Mutex::default();
         let candidates: Vec<usize> = topology.candidates(&key.index_key()).all().collect();
         let ask = |number: usize| {
             let node = &topology.nodes[number];
             let get = |connection: &mut Connection| connection.get(&key, MAX_NAME_RECORD_BYTES);
-            let words = match node.with(deadline, get) {
-                Ok(None) => return,
+            let answer = node.with_patience(deadline, doublings, get);
+            let mut asked = lock(&asked);
+            match answer {
+                Ok(None) => (),
                 Ok(Some(item)) => match NameRecord::decode_for(name, &item.value) {
                     Ok(record) => {
-                        let mut found = lock(&found);
-                        *found = Some(match found.take() {
+                        asked.found = Some(match asked.found.take() {
                             Some(other) => other.newer(record),
                             None => record,
                         });
-                        return;
                     }
-                    Err(error) => error.to_string(),
+                    Err(error) => asked.unsure(node, &key, error.to_string()),
                 },
-                Err(error) => error.to_string(),
-            };
-            log::info!("cache node {}: {key}: {words}", node.name());
-            lock(&said).push((number, words));
+                Err(error) => asked.failed(node, &key, &error),
+            }
         };
         thread::scope(|scope| {
             // One after the other, a node that is down would hold up those that are not.
@@ -258,16 +284,7 @@ impl Cluster {
             }
             candidates.first().copied().map(ask)
         });
-        let found = found.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let said = said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if found.is_none() && !said.is_empty() {
-            let named = |(number, words): (usize, String)| {
-                (topology.nodes[number].name().to_owned(), words)
-            };
-            let said = said.into_iter().map(named).collect();
-            return Err(ClusterError::Unreachable { what: format!("image '{name}'"), said });
-        }
-        Ok(found)
+        asked.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// The manifest `id`, verified, if the cache has all of it.
@@ -356,6 +373,41 @@ impl Transport for Cluster {
             at.map(|at| pulled.swap_remove(at).1)
         };
         Ok(Box::new(ClusterSession::open(self.clone(), *id, name)?))
+    }
+}
+
+/// What came of asking the nodes of an item for it.
+struct Asked<T> {
+    found: Option<T>,
+    /// Nodes that have it not, or did not say, each with why.
+    said: Vec<(String, String)>,
+    /// Nodes of which it is not known.
+    unsure: usize,
+    /// Whether more time might have helped with one.
+    slow: bool,
+}
+
+impl<T> Default for Asked<T> {
+    fn default() -> Self {
+        Self { found: None, said: Vec::new(), unsure: 0, slow: false }
+    }
+}
+
+impl<T> Asked<T> {
+    fn failed(&mut self, node: &Node, key: &ItemKey, error: &NodeError) {
+        self.slow |= error.is_slow();
+        self.unsure(node, key, error.to_string());
+    }
+
+    fn unsure(&mut self, node: &Node, key: &ItemKey, words: String) {
+        log::info!("cache node {}: {key}: {words}", node.name());
+        self.unsure += 1;
+        self.said.push((node.name().to_owned(), words));
+    }
+
+    /// Whether all nodes said that they have it not.
+    fn certain(&self) -> bool {
+        self.unsure == 0
     }
 }
 

@@ -62,23 +62,37 @@ impl Node {
     /// # Errors
     /// [`NodeError::LeftAlone`] while the breaker is open; [`NodeError::Connect`].
     pub fn connect(&self, deadline: Instant) -> Result<Connection, NodeError> {
+        self.connect_patiently(deadline, 0)
+    }
+
+    /// As [`connect`](Self::connect), by somebody who waits `1 << doublings` times as long for
+    /// everything. Who does so has no other node to go to, and asks whatever the breaker says.
+    pub(super) fn connect_patiently(
+        &self,
+        deadline: Instant,
+        doublings: u32,
+    ) -> Result<Connection, NodeError> {
         let now = Instant::now();
         if now >= deadline {
             return Err(NodeError::Deadline);
         }
-        self.breaker.admit(now)?;
+        if doublings == 0 {
+            self.breaker.admit(now)?;
+        }
         let idle = lock(&self.idle).pop();
         let mut connection = match idle {
             Some(connection) => connection,
-            None => self.dial()?,
+            None => self.dial(doublings)?,
         };
+        connection.set_patience(self.dialer.patient(doublings).progress);
         connection.set_deadline(deadline);
         Ok(connection)
     }
 
     /// A new connection, whatever is idle.
-    fn dial(&self) -> Result<Connection, NodeError> {
-        Connection::open(&self.address, &self.dialer).inspect_err(|error| self.failed(error))
+    fn dial(&self, doublings: u32) -> Result<Connection, NodeError> {
+        let dialer = self.dialer.patient(doublings);
+        Connection::open(&self.address, &dialer).inspect_err(|error| self.failed(error))
     }
 
     /// Keeps a connection for the next who wants one.
@@ -98,12 +112,22 @@ impl Node {
     pub fn with<T>(
         &self,
         deadline: Instant,
+        work: impl FnMut(&mut Connection) -> Result<T, NodeError>,
+    ) -> Result<T, NodeError> {
+        self.with_patience(deadline, 0, work)
+    }
+
+    /// As [`with`](Self::with), on a connection of [`Self::connect_patiently`].
+    pub(super) fn with_patience<T>(
+        &self,
+        deadline: Instant,
+        doublings: u32,
         mut work: impl FnMut(&mut Connection) -> Result<T, NodeError>,
     ) -> Result<T, NodeError> {
-        let mut connection = self.connect(deadline)?;
+        let mut connection = self.connect_patiently(deadline, doublings)?;
         let mut result = work(&mut connection);
         if connection.reused && matches!(result, Err(NodeError::Closed | NodeError::Io(_))) {
-            connection = self.dial()?;
+            connection = self.dial(doublings)?;
             connection.set_deadline(deadline);
             result = work(&mut connection);
         }
@@ -117,8 +141,9 @@ impl Node {
 
     /// Counts a failure.
     pub(super) fn failed(&self, error: &NodeError) {
-        // That the caller has run out of time says nothing of the node.
-        if !matches!(error, NodeError::Deadline) && self.breaker.failed(Instant::now(), error) {
+        // That the caller has run out of time, or did not ask, says nothing of the node.
+        let asked = !matches!(error, NodeError::Deadline | NodeError::LeftAlone { .. });
+        if asked && self.breaker.failed(Instant::now(), error) {
             log::warn!("cache node {}: {error}; it is left alone for a while", self.name);
         }
     }

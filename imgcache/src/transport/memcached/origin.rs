@@ -75,7 +75,7 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
     /// Brings a chunk, or leaves it waiting for somebody else.
     fn bring(&mut self, mut one: Waiting<'m>) {
         let key = ItemKey::chunk(&one.work.task.key);
-        let until = self.load.session.cluster.soon().min(self.load.deadline);
+        let until = self.load.session.cluster.soon(0).min(self.load.deadline);
         let mut claimed = None;
         for number in one.work.task.candidates.current() {
             let node = &self.load.topology.nodes[number];
@@ -133,7 +133,7 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
             if outcome == Outcome::Failed || !node.breaker.is_closed(Instant::now()) {
                 continue;
             }
-            let until = self.load.session.cluster.soon().min(self.load.deadline);
+            let until = self.load.session.cluster.soon(0).min(self.load.deadline);
             let put = node.with(until, |connection| connection.put(&item));
             let told = match put {
                 Ok(answers) => match answers.first() {

@@ -90,10 +90,13 @@ pub fn publish(
     send_chunks(&publisher, session, &chunks, &missing, progress)?;
     // A node that evicts may have let go of new chunks for later ones, before old items of other
     // images; each further round finds fewer of these.
-    let mut last = usize::MAX;
+    let mut last = if missing.is_empty() { 0 } else { usize::MAX };
     for _ in 0..MORE_ROUNDS {
+        if last == 0 {
+            break;
+        }
         let gone = publisher.missing(&chunks)?;
-        if gone.is_empty() || gone.len() >= last {
+        if gone.len() >= last {
             break;
         }
         last = gone.len();

@@ -13,7 +13,6 @@ use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
 use crate::key::ManifestId;
 use crate::parallel::lock;
-use crate::record::ItemKey;
 use crate::transport::{Accept, ChunkRead, MappableExtent, Session, TransportError};
 
 /// An image of a [`Cluster`].
@@ -25,6 +24,8 @@ pub(super) struct ClusterSession {
     pulled: Option<ImageName>,
     origin: OnceLock<Result<Box<dyn Session>, String>>,
     report: Mutex<Option<CacheReport>>,
+    /// That of the last load, which has ended, until the nodes know it.
+    lease: Mutex<Option<Lease>>,
     /// Puts the manifest into the cache, and the name last, while the guest starts.
     publisher: Mutex<Option<JoinHandle<()>>>,
 }
@@ -65,8 +66,8 @@ impl ClusterSession {
             origin.get_or_init(|| Ok(session));
             manifest
         };
-        let (report, publisher) = (Mutex::default(), Mutex::default());
-        Ok(Self { cluster, id, manifest, pulled, origin, report, publisher })
+        let (report, lease, publisher) = Default::default();
+        Ok(Self { cluster, id, manifest, pulled, origin, report, lease, publisher })
     }
 
     pub(super) fn has_origin(&self) -> bool {
@@ -140,11 +141,9 @@ impl Session for ClusterSession {
             }
         }
         let topology = self.cluster.topology();
-        let keys = reads.iter().map(|read| ItemKey::chunk(&read.key).index_key());
-        let lease = Lease::take(&topology, keys);
         let load = Load::new(self, &topology, accept, self.cluster.deadline());
-        let (result, report) = load.run(reads);
-        lease.end(report.nodes.iter().map(|node| (node.name.clone(), node.bytes)).collect());
+        let (result, report, lease) = load.run(reads);
+        *lock(&self.lease) = Some(lease);
         let from_origin = report.chunks_from_origin;
         *lock(&self.report) = Some(report);
         result?;

@@ -147,6 +147,15 @@ impl fmt::Debug for Stream {
     }
 }
 
+impl Dialer {
+    /// One who waits `1 << doublings` times as long.
+    #[must_use]
+    pub(super) fn patient(&self, doublings: u32) -> Self {
+        let more = |time: Duration| time.saturating_mul(1_u32 << doublings.min(16));
+        Self { tls: self.tls.clone(), connect: more(self.connect), progress: more(self.progress) }
+    }
+}
+
 impl Stream {
     pub(super) fn connect(address: &NodeAddress, dialer: &Dialer) -> Result<Self, NodeError> {
         let kind = match address {
@@ -166,6 +175,11 @@ impl Stream {
         let mut stream = Self { kind, progress, set: Duration::ZERO, deadline: None };
         stream.set_timeouts(progress).map_err(NodeError::Connect)?;
         Ok(stream)
+    }
+
+    /// No read or write waits for longer than `progress`, instead of the dialer's patience.
+    pub(super) fn set_patience(&mut self, progress: Duration) {
+        self.progress = progress;
     }
 
     /// Nothing that is begun from now on goes on after `deadline`.
@@ -198,7 +212,7 @@ impl Stream {
 
     /// Before each call of the system that may wait.
     fn prepare(&mut self) -> io::Result<()> {
-        let Some(deadline) = self.deadline else { return Ok(()) };
+        let Some(deadline) = self.deadline else { return self.set_timeouts(self.progress) };
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(io::Error::new(ErrorKind::TimedOut, PastDeadline));

@@ -29,6 +29,8 @@ pub(super) struct Worker<'l, 'm> {
     in_flight: usize,
     /// Whether anything has come on this connection.
     answered: bool,
+    /// How often the node was too slow: each time doubles what it is given.
+    doublings: u32,
     tally: Tally,
 }
 
@@ -36,7 +38,8 @@ impl<'l, 'm> Worker<'l, 'm> {
     pub(super) fn new(load: &'l Load<'l>, board: &'l Board<'m>, number: usize) -> Self {
         let node = &*load.topology.nodes[number];
         let (pending, tally) = (VecDeque::new(), load.new_tally());
-        Self { load, board, number, node, pending, in_flight: 0, answered: false, tally }
+        let (in_flight, answered, doublings) = (0, false, 0);
+        Self { load, board, number, node, pending, in_flight, answered, doublings, tally }
     }
 
     pub(super) fn run(mut self) {
@@ -51,29 +54,39 @@ impl<'l, 'm> Worker<'l, 'm> {
                 self.node.failed(&error);
             }
             let over = Instant::now() >= self.load.deadline;
-            // Before it is asked who else may have the chunks, it must be known that this one has not. A
-            // node that stalls would do so on all its connections; one that takes no more of them, or
-            // is being probed by somebody, may be of use on those that it has.
-            let stalls = matches!(error, NodeError::Stalled(_));
-            let useless = !stalls && !aged && !std::mem::take(&mut self.answered);
-            if stalls {
-                self.board.give_up(self.number);
-            } else if useless {
+            // Before it is asked who else may have the chunks, it must be known that this one has not.
+            let slow = error.is_slow();
+            let ends = if matches!(error, NodeError::LeftAlone { .. })
+                && self.board.leave_to_others(self.number)
+            {
+                // Somebody else probes the node; what comes of that is for all its workers.
+                true
+            } else if slow {
+                // A node that is slow is so on all its connections.
+                self.doublings += 1;
+                self.board.avoid(self.number);
+                false
+            } else if aged || std::mem::take(&mut self.answered) {
+                false
+            } else {
+                // One that takes no more connections may be of use on those that it has.
                 self.board.leave(self.number);
-            }
+                true
+            };
             if over {
                 self.board.stop(Stop::Deadline);
             }
             self.in_flight = 0;
+            let outcome = if slow { Outcome::Slow } else { Outcome::Failed };
             for Pending { tag, buffer, .. } in self.pending.drain(..) {
                 let mut work = Work { task: tag.task, buffer };
                 // There are no more such connections than workers.
-                if useless {
+                if ends {
                     work.task.attempts = work.task.attempts.saturating_sub(1);
                 }
-                self.board.pass_on(work, self.number, Outcome::Failed);
+                self.board.pass_on(work, self.number, outcome);
             }
-            if stalls || useless || over {
+            if ends || over {
                 break;
             }
         }
@@ -113,7 +126,10 @@ impl<'l, 'm> Worker<'l, 'm> {
         let at = Instant::now();
         let result = match connection {
             Some(_) => Ok(()),
-            None => self.node.connect(self.load.deadline).map(|new| *connection = Some(new)),
+            None => self
+                .node
+                .connect_patiently(self.load.deadline, self.doublings)
+                .map(|new| *connection = Some(new)),
         };
         let first = self.pending.len();
         for Work { task, buffer } in run {
@@ -137,8 +153,9 @@ impl<'l, 'm> Worker<'l, 'm> {
     }
 
     fn receive(&mut self, connection: &mut Connection) -> Result<(), NodeError> {
-        let Self { load, board, number, node, pending, in_flight, answered, tally } = self;
-        let patience = load.options.progress.saturating_mul(super::PATIENCE);
+        let Self { load, board, number, node, pending, in_flight, answered, doublings, tally } =
+            self;
+        let patience = load.options.progress.saturating_mul(super::PATIENCE << (*doublings).min(16));
         let due = Instant::now() + patience;
         connection.set_deadline(due.min(load.deadline));
         let mut arrived = 0;

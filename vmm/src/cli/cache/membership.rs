@@ -8,7 +8,7 @@ use imgcache::cluster::members::{Member, MemberState, Members, MembersError, Pre
 use imgcache::transport::memcached::ClusterError;
 use imgcache::transport::memcached::survey::Survey;
 
-use super::rebalance::{MovingOptions, settle};
+use super::rebalance::{MovingOptions, rebalance};
 use super::{CacheCommandError, CacheOptions};
 use crate::cli::{CliError, print_text, say};
 use crate::exit::Exit;
@@ -90,7 +90,7 @@ impl AddCommand {
                 let members = settled_members(&self.cache, &file, &self.moving)?;
                 let Some(changed) = with_member(&members, member, &file)? else {
                     say(&format!("vmm: '{}' is there already\n", self.name));
-                    return self.settle(&file);
+                    return self.rebalance(&file);
                 };
                 changed
             }
@@ -109,12 +109,12 @@ impl AddCommand {
             Err(error) => return Err(ClusterError::from(error).into()),
         };
         members.write(&file).map_err(ClusterError::from)?;
-        self.settle(&file)
+        self.rebalance(&file)
     }
 
-    fn settle(&self, file: &Path) -> Result<Exit, CliError> {
+    fn rebalance(&self, file: &Path) -> Result<Exit, CliError> {
         let cluster = self.cache.open()?.ok_or(CliError::NoCache)?;
-        settle(&cluster, Some(file), &self.moving)?;
+        rebalance(&cluster, Some(file), &self.moving)?;
         Ok(Exit::Success)
     }
 }
@@ -131,7 +131,7 @@ impl DrainCommand {
             changed.write(&file).map_err(ClusterError::from)?;
         }
         let cluster = self.cache.open()?.ok_or(CliError::NoCache)?;
-        settle(&cluster, Some(&file), &self.moving)?;
+        rebalance(&cluster, Some(&file), &self.moving)?;
         only_copies(&self.cache, &self.moving, &self.name)?;
         if !self.moving.is_json() {
             print_text(&format!(
@@ -165,7 +165,7 @@ impl RemoveCommand {
         }
         changed.write(&file).map_err(ClusterError::from)?;
         let cluster = self.cache.open()?.ok_or(CliError::NoCache)?;
-        settle(&cluster, Some(&file), &self.moving)?;
+        rebalance(&cluster, Some(&file), &self.moving)?;
         Ok(Exit::Success)
     }
 }
@@ -224,7 +224,7 @@ fn settled_members(
         return Ok(members);
     }
     say("vmm: first, what the last change began to move\n");
-    settle(&cache.open()?.ok_or(CliError::NoCache)?, Some(file), options)?;
+    rebalance(&cache.open()?.ok_or(CliError::NoCache)?, Some(file), options)?;
     let members = Members::read(file).map_err(ClusterError::from)?;
     if members.previous.is_some() {
         return Err(CacheCommandError::Moving(file.to_owned()).into());

@@ -69,6 +69,8 @@ struct Report<'a> {
     epoch: u64,
     #[serde(flatten)]
     moved: &'a MoveReport,
+    /// Whether everything is where it belongs, and nothing has to be looked for elsewhere any more.
+    ended: bool,
     /// Names of the nodes that could not be asked.
     down: Vec<String>,
 }
@@ -76,18 +78,18 @@ struct Report<'a> {
 impl RebalanceCommand {
     pub fn run(&self) -> Result<Exit, CliError> {
         let cluster = self.cache.open()?.ok_or(CliError::NoCache)?;
-        settle(&cluster, self.cache.members_file(), &self.moving)?;
+        rebalance(&cluster, self.cache.members_file(), &self.moving)?;
         Ok(Exit::Success)
     }
 }
 
 /// Moves everything to where it belongs; ends the move in the membership file, if there is one and
 /// everything is in place.
-pub fn settle(
+pub fn rebalance(
     cluster: &Cluster,
     file: Option<&Path>,
     options: &MovingOptions,
-) -> Result<MoveReport, CliError> {
+) -> Result<(), CliError> {
     let topology = cluster.topology();
     let survey = Survey::take(&topology, &options.images);
     let plan = survey.plan(&topology);
@@ -120,7 +122,8 @@ pub fn settle(
         let names = after.incomplete().iter().map(ToString::to_string).collect();
         return Err(CacheCommandError::Lost(names).into());
     }
-    if rest.moves.is_empty() && down.is_empty() {
+    let ended = rest.moves.is_empty() && down.is_empty();
+    if ended {
         if let Some(file) = file {
             end_move(file)?;
         }
@@ -129,8 +132,7 @@ pub fn settle(
             report.add(moving::remove_superfluous(&topology, &after, &rest));
         }
     }
-    tell(cluster, &report, down, options.json)?;
-    Ok(report)
+    tell(cluster, &Report { epoch: cluster.topology().epoch, moved: &report, ended, down }, options)
 }
 
 /// Writes that nothing has to be looked for at its old place any more.
@@ -143,22 +145,29 @@ fn end_move(file: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-fn tell(
-    cluster: &Cluster,
-    report: &MoveReport,
-    down: Vec<String>,
-    json: bool,
-) -> Result<(), CliError> {
-    let epoch = cluster.topology().epoch;
-    if json {
-        return print_json(&Report { epoch, moved: report, down });
+fn tell(cluster: &Cluster, report: &Report<'_>, options: &MovingOptions) -> Result<(), CliError> {
+    let Report { epoch, moved, ended, down } = report;
+    if let Some(first) = moved.failures.first() {
+        // Harmless: it takes memory until it is evicted, or until the next time.
+        say(&format!("vmm: {} superfluous copies stay: {first}\n", moved.failed));
     }
+    if options.json {
+        return print_json(report);
+    }
+    let more = match (ended, down.is_empty()) {
+        (true, _) => String::new(),
+        (false, true) => "; images were pushed meanwhile: rebalance once more".into(),
+        (false, false) => format!(
+            "; not ended, for {} is down: 'vmm cache rebalance' when it is back, or 'vmm cache \
+             remove' it",
+            down.join(", ")
+        ),
+    };
     print_text(&format!(
-        "{}: epoch {epoch}, {} items ({}) copied, {} superfluous copies removed{}\n",
+        "{}: epoch {epoch}, {} items ({}) copied, {} superfluous copies removed{more}\n",
         cluster.url(),
-        report.copied,
-        size::show(report.bytes),
-        report.removed,
-        if down.is_empty() { String::new() } else { format!("; down: {}", down.join(", ")) }
+        moved.copied,
+        size::show(moved.bytes),
+        moved.removed,
     ))
 }

@@ -74,10 +74,10 @@ impl StatusCommand {
         let topology = cluster.topology();
         let survey = Survey::take(&topology, &self.images);
         let report = report(&topology, &survey);
-        let text = if self.json { None } else { Some(describe(&cluster, &report)) };
-        match text {
-            Some(text) => print_text(&text)?,
-            None => print_json(&report)?,
+        if self.json {
+            print_json(&report)?;
+        } else {
+            print_text(&describe(&cluster, &report))?;
         }
         // A monitor sees by the code alone whether every node is there.
         let complete = report.nodes.iter().all(|node| node.failure.is_none())

@@ -143,3 +143,35 @@ fn waiting_ends_with_the_deadline() {
     assert!(matches!(board.take(1, 9, 9, true), Next::End));
     assert!(matches!(board.end().0, Err((Stop::Deadline, 1))));
 }
+
+#[test]
+fn a_slow_node_is_asked_only_for_what_nobody_else_has_and_then_until_the_end() {
+    let topology = topology(2);
+    let mut memory = [0; 10];
+    let board = posted(&mut memory, &topology, false, 0);
+    let held = run(board.take(0, 9, 9, true));
+    board.avoid(0);
+    for work in held {
+        board.pass_on(work, 0, Outcome::Slow);
+    }
+    assert!(matches!(board.take(0, 9, 9, false), Next::Nothing), "the other has all of it");
+    let mut held = Vec::new();
+    while held.len() < 10 {
+        held.extend(run(board.take(1, 9, 9, true)));
+    }
+    board.avoid(1);
+    // However often both are slow, somebody is asked again.
+    for _ in 0..9 {
+        for work in held.drain(..) {
+            board.pass_on(work, 1, Outcome::Slow);
+        }
+        for node in [0, 1] {
+            while let Next::Ask(run) = board.take(node, 9, 9, false) {
+                held.extend(run);
+            }
+        }
+        assert_eq!(held.len(), 10);
+    }
+    board.arrived(10);
+    assert!(board.end().0.is_ok());
+}
