@@ -8,7 +8,7 @@ use crate::image::manifest::{ChunkSpan, Manifest};
 use crate::image::name::ImageName;
 use crate::key::ManifestId;
 use crate::parallel;
-use crate::transport::memcached::CacheReport;
+use crate::transport::cluster::CacheReport;
 use crate::transport::{ChunkRead, MappableExtent, Session, Transport, TransportError};
 
 /// How often [`ImageClient::open`] resolves a name whose manifest was replaced meanwhile.

@@ -20,7 +20,7 @@ use imgcache::image::name::ImageName;
 use imgcache::record::ItemKey;
 use imgcache::store::Store;
 use imgcache::transport::Transport;
-use imgcache::transport::memcached::{Cluster, ClusterOptions};
+use imgcache::transport::cluster::{Cluster, ClusterOptions};
 use serde_json::{Value, json};
 use vmm::loader::{self, RamdiskChoice};
 use vmm::machine::memory::{BackingChoice, GuestRam};

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use imgcache::client::LoadError;
 use imgcache::transport::TransportError;
-use imgcache::transport::memcached::{Cluster, ClusterError, ClusterOptions};
+use imgcache::transport::cluster::{Cluster, ClusterError, ClusterOptions};
 use rustix::process::Signal;
 
 use crate::servers::{Memcached, nobody, url};

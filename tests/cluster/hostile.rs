@@ -104,11 +104,11 @@ fn a_peer_that_misbehaves_alone_is_named_with_what_it_did() {
     for (manner, words) in MANNERS {
         let bad = pretender(*manner);
         let url = format!("memcached://{bad}").parse().unwrap();
-        let options = imgcache::transport::memcached::ClusterOptions {
+        let options = imgcache::transport::cluster::ClusterOptions {
             load_deadline: Duration::from_secs(3),
             ..options()
         };
-        let cluster = imgcache::transport::memcached::Cluster::open(&url, options, None).unwrap();
+        let cluster = imgcache::transport::cluster::Cluster::open(&url, options, None).unwrap();
         let error = fixture.check_with(cluster, None).unwrap_err().to_string();
         assert!(error.contains(&bad), "{error}");
         if !error.contains("not done in the time") {

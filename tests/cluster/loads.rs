@@ -1,6 +1,6 @@
 //! Loads where nothing fails: any number of nodes, any chunk size, over TCP and sockets.
 
-use imgcache::transport::memcached::{Cluster, ClusterOptions};
+use imgcache::transport::cluster::{Cluster, ClusterOptions};
 
 use crate::servers::{Memcached, url};
 use crate::support::{Fixture, cluster, options};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use imgcache::transport::memcached::{Cluster, ClusterOptions};
+use imgcache::transport::cluster::{Cluster, ClusterOptions};
 
 use crate::servers::{Memcached, nobody, url};
 use crate::support::{Counting, Fixture, cluster, cluster_with, options};

@@ -1,8 +1,8 @@
 //! Publication: only what is missing is sent, an interrupted one goes on, and names keep their order.
 
 use imgcache::transport::TransportError;
-use imgcache::transport::memcached::ClusterError;
-use imgcache::transport::memcached::publish::publish;
+use imgcache::transport::cluster::ClusterError;
+use imgcache::transport::cluster::publish::publish;
 use rustix::process::Signal;
 
 use crate::servers::{Memcached, nobody, url};

@@ -9,8 +9,8 @@ use imgcache::image::manifest::{Architecture, KernelInfo, Manifest, Placement, S
 use imgcache::image::name::ImageName;
 use imgcache::key::ManifestId;
 use imgcache::store::{NewImage, NewSegment, PushOptions, Store};
-use imgcache::transport::memcached::publish::{PublishReport, publish};
-use imgcache::transport::memcached::{CacheReport, Cluster, ClusterOptions};
+use imgcache::transport::cluster::publish::{PublishReport, publish};
+use imgcache::transport::cluster::{CacheReport, Cluster, ClusterOptions};
 use imgcache::transport::{Accept, ChunkRead, MappableExtent, Session, Transport, TransportError};
 use tempfile::TempDir;
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use imgcache::transport::memcached::{Cluster, ClusterOptions, TlsFiles};
+use imgcache::transport::cluster::{Cluster, ClusterOptions, TlsFiles};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 use crate::servers::{Memcached, write};

@@ -5,8 +5,8 @@
 //! disjoint buffers (slices of guest memory, before the guest runs) and a session fills them, in
 //! any order, from any number of threads.
 
+pub mod cluster;
 pub mod embedded;
-pub mod memcached;
 
 use std::fs::File;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
 use crate::key::{ChunkKey, ManifestId};
 use crate::store::StoreError;
-use memcached::{CacheReport, ClusterError};
+use cluster::{CacheReport, ClusterError};
 
 /// One chunk to be brought, and where it lands.
 #[derive(Debug)]

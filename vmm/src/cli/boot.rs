@@ -9,7 +9,7 @@ use std::time::Instant;
 use clap::Args;
 use imgcache::client::{Image, LoadReport, Verification, Verify};
 use imgcache::image::name::ImageName;
-use imgcache::transport::memcached::CacheReport;
+use imgcache::transport::cluster::CacheReport;
 use serde::Serialize;
 
 use super::cache::{self, CacheOptions};

@@ -18,7 +18,7 @@ use imgcache::image::manifest::ManifestError;
 use imgcache::image::name::ImageName;
 use imgcache::store::{Store, StoreError};
 use imgcache::transport::TransportError;
-use imgcache::transport::memcached::{ClusterError, TlsError};
+use imgcache::transport::cluster::{ClusterError, TlsError};
 
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use imgcache::cluster::address::NodeAddress;
 use imgcache::cluster::members::{Member, MemberState, Members, MembersError, Previous, VERSION};
-use imgcache::transport::memcached::ClusterError;
-use imgcache::transport::memcached::survey::Survey;
+use imgcache::transport::cluster::ClusterError;
+use imgcache::transport::cluster::survey::Survey;
 
 use super::rebalance::{MovingOptions, rebalance};
 use super::{CacheCommandError, CacheOptions};

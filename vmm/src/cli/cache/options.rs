@@ -8,7 +8,7 @@ use imgcache::client::ImageClient;
 use imgcache::cluster::address::CacheUrl;
 use imgcache::store::Store;
 use imgcache::transport::Transport;
-use imgcache::transport::memcached::{Cluster, ClusterOptions, TlsFiles};
+use imgcache::transport::cluster::{Cluster, ClusterOptions, TlsFiles};
 
 use crate::cli::{CliError, StoreOptions, find_store, open_store};
 

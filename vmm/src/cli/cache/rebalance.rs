@@ -7,9 +7,9 @@ use std::time::Duration;
 use clap::Args;
 use imgcache::cluster::members::Members;
 use imgcache::image::name::ImageName;
-use imgcache::transport::memcached::moving::{self, MoveOptions, MoveReport};
-use imgcache::transport::memcached::survey::Survey;
-use imgcache::transport::memcached::{Cluster, ClusterError};
+use imgcache::transport::cluster::moving::{self, MoveOptions, MoveReport};
+use imgcache::transport::cluster::survey::Survey;
+use imgcache::transport::cluster::{Cluster, ClusterError};
 use serde::Serialize;
 
 use super::{CacheCommandError, CacheOptions};

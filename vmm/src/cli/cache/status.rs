@@ -2,8 +2,8 @@
 
 use clap::Args;
 use imgcache::image::name::ImageName;
-use imgcache::transport::memcached::survey::Survey;
-use imgcache::transport::memcached::{Cluster, Topology};
+use imgcache::transport::cluster::survey::Survey;
+use imgcache::transport::cluster::{Cluster, Topology};
 use serde::Serialize;
 
 use super::CacheOptions;

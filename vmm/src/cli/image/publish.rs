@@ -3,8 +3,8 @@
 use clap::Args;
 use imgcache::image::name::ImageName;
 use imgcache::store::Store;
-use imgcache::transport::memcached::Cluster;
-use imgcache::transport::memcached::publish::{PublishReport, publish};
+use imgcache::transport::cluster::Cluster;
+use imgcache::transport::cluster::publish::{PublishReport, publish};
 use imgcache::transport::{Transport, TransportError};
 use serde::Serialize;
 

@@ -12,7 +12,7 @@ use imgcache::image::manifest::{
 use imgcache::image::name::ImageName;
 use imgcache::key::ManifestId;
 use imgcache::store::{NewImage, PushOptions, PushReport, Store, StoreError};
-use imgcache::transport::memcached::publish::PublishReport;
+use imgcache::transport::cluster::publish::PublishReport;
 use serde::Serialize;
 
 use super::publish;

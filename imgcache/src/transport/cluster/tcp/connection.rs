@@ -9,16 +9,16 @@ use std::fmt::Write as _;
 use std::io::{IoSlice, Write};
 use std::time::{Duration, Instant};
 
-use super::error::NodeError;
 use super::predicted::{Answer, Header, Pending, Receiver, expect_end, parse_header};
 use super::stream::{Dialer, Stream};
 use crate::cluster::address::NodeAddress;
 use crate::image::name::ImageName;
 use crate::record::{ItemKey, Kind};
+use crate::transport::cluster::error::NodeError;
 
 /// Requests that are sent before their answers are read; their text fits into any socket's buffers,
 /// so that neither side waits for the other to read.
-pub(super) const MAX_ASKED: usize = 256;
+pub(in crate::transport::cluster) const MAX_ASKED: usize = 256;
 /// The same for items that are sent: so many bytes, and then the answers are read.
 const PUT_BYTES: usize = 4 << 20;
 /// Lines that an answer of `stats` may have.
@@ -34,7 +34,7 @@ pub struct Connection {
     /// Whether an error has left requests unanswered.
     broken: bool,
     /// Whether it has carried anything since it was last idle.
-    pub(super) reused: bool,
+    pub(in crate::transport::cluster) reused: bool,
 }
 
 /// An item, as a node has it.
@@ -72,7 +72,7 @@ pub enum PutAnswer {
 
 /// What a node says to somebody who wants an item, or else to fetch it from elsewhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Claim {
+pub(in crate::transport::cluster) enum Claim {
     /// It has the item: the buffer holds it.
     Hit,
     /// It has not, and the asker is to fetch it.
@@ -97,7 +97,7 @@ impl Connection {
     }
 
     /// Waits so long for the next byte.
-    pub(super) fn set_patience(&mut self, progress: Duration) {
+    pub(in crate::transport::cluster) fn set_patience(&mut self, progress: Duration) {
         self.stream.set_patience(progress);
     }
 
@@ -113,7 +113,7 @@ impl Connection {
     }
 
     /// Asks for the values of `wanted`, each a key and the get that takes the answer.
-    pub(super) fn ask<'k>(
+    pub(in crate::transport::cluster) fn ask<'k>(
         &mut self,
         keys: impl Iterator<Item = (&'k ItemKey, u64)>,
     ) -> Result<(), NodeError> {
@@ -125,13 +125,13 @@ impl Connection {
     }
 
     /// An opaque that no request on this connection had yet.
-    pub(super) fn next_opaque(&mut self) -> u64 {
+    pub(in crate::transport::cluster) fn next_opaque(&mut self) -> u64 {
         self.opaque += 1;
         self.opaque
     }
 
     /// Receives answers to what was asked, one at least.
-    pub(super) fn answers<'m, T>(
+    pub(in crate::transport::cluster) fn answers<'m, T>(
         &mut self,
         pending: &mut VecDeque<Pending<'m, T>>,
         done: impl FnMut(Pending<'m, T>, Answer),
@@ -250,7 +250,7 @@ impl Connection {
     }
 
     /// Wants the item `key`, or the right to fetch it, for `ttl` seconds, from elsewhere.
-    pub(super) fn claim(
+    pub(in crate::transport::cluster) fn claim(
         &mut self,
         key: &ItemKey,
         ttl: u32,
@@ -330,7 +330,7 @@ impl Connection {
     ///
     /// # Errors
     /// The connection's failure.
-    pub(super) fn knows_leases(&mut self) -> Result<bool, NodeError> {
+    pub(in crate::transport::cluster) fn knows_leases(&mut self) -> Result<bool, NodeError> {
         // Of a lease that nobody has. Unlike `lease`, it is one line also for who does not know it.
         Ok(self.command(&[b"release 0000000000000000 0\r\n"])? == "NOT_FOUND")
     }
@@ -340,7 +340,12 @@ impl Connection {
     ///
     /// # Errors
     /// The connection's failure; [`NodeError::Refused`] if the node holds too much already, or ends.
-    pub(super) fn lease(&mut self, id: u64, ttl: Duration, keys: &[u8]) -> Result<(), NodeError> {
+    pub(in crate::transport::cluster) fn lease(
+        &mut self,
+        id: u64,
+        ttl: Duration,
+        keys: &[u8],
+    ) -> Result<(), NodeError> {
         let head = format!("lease {id:016x} {} {}\r\n", ttl.as_millis(), keys.len());
         let reply = self.command(&[head.as_bytes(), keys, b"\r\n"])?;
         if reply.starts_with("LEASE ") {
@@ -353,7 +358,11 @@ impl Connection {
     ///
     /// # Errors
     /// The connection's failure.
-    pub(super) fn release(&mut self, id: u64, bytes: u64) -> Result<(), NodeError> {
+    pub(in crate::transport::cluster) fn release(
+        &mut self,
+        id: u64,
+        bytes: u64,
+    ) -> Result<(), NodeError> {
         self.command(&[format!("release {id:016x} {bytes}\r\n").as_bytes()]).map(drop)
     }
 

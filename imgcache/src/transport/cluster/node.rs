@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Instant;
 
 use super::breaker::Breaker;
-use super::connection::Connection;
 use super::error::NodeError;
-use super::stream::Dialer;
+use super::tcp::connection::Connection;
+use super::tcp::stream::Dialer;
 use crate::cluster::address::NodeAddress;
 use crate::cluster::members::{Member, Members};
 use crate::cluster::placement::{MAX_REPLICAS, Placement, Replicas};

@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::board::{Board, Outcome, Stop, Task, Work};
-use super::connection::{Claim, Put, PutAnswer};
 use super::error::NodeError;
 use super::load::{Load, ORIGIN_NAP, Tally};
 use super::node::Node;
+use super::tcp::connection::{Claim, Put, PutAnswer};
 use crate::record::{ItemKey, Kind};
 use crate::transport::ChunkRead;
 

@@ -10,8 +10,8 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSliceMut, Read, Write};
 
-use super::error::NodeError;
 use super::inbox::Inbox;
+use crate::transport::cluster::error::NodeError;
 
 /// Bytes that one read asks for: enough to be worth a system call, and little enough to be in the
 /// core's cache still when it is verified.
@@ -27,11 +27,11 @@ const END: &[u8; 2] = b"\r\n";
 
 /// A get whose answer is due.
 #[derive(Debug)]
-pub(super) struct Pending<'m, T> {
+pub(in crate::transport::cluster) struct Pending<'m, T> {
     /// What the caller knows it by.
-    pub(super) tag: T,
+    pub(in crate::transport::cluster) tag: T,
     /// Where the value goes; exactly as long as it should be.
-    pub(super) buffer: &'m mut [u8],
+    pub(in crate::transport::cluster) buffer: &'m mut [u8],
     opaque: u64,
     header: [u8; HEADER],
     header_length: usize,
@@ -41,7 +41,7 @@ pub(super) struct Pending<'m, T> {
 
 /// What became of a get.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(in crate::transport::cluster) enum Answer {
     /// The buffer holds the value.
     Hit,
     /// The node has no such item.
@@ -55,7 +55,7 @@ pub(super) enum Answer {
 }
 
 impl<'m, T> Pending<'m, T> {
-    pub(super) fn new(tag: T, buffer: &'m mut [u8], opaque: u64) -> Self {
+    pub(in crate::transport::cluster) fn new(tag: T, buffer: &'m mut [u8], opaque: u64) -> Self {
         let mut header = [0; HEADER];
         let mut rest = &mut header[..];
         // It fits, since a length is one of memory.
@@ -65,7 +65,7 @@ impl<'m, T> Pending<'m, T> {
     }
 
     /// What the request must be marked with.
-    pub(super) fn opaque(&self) -> u64 {
+    pub(in crate::transport::cluster) fn opaque(&self) -> u64 {
         self.opaque
     }
 
@@ -82,15 +82,15 @@ impl<'m, T> Pending<'m, T> {
 
 /// The receiving end of a connection.
 #[derive(Debug, Default)]
-pub(super) struct Receiver {
+pub(in crate::transport::cluster) struct Receiver {
     /// Bytes of the front answer that have come, all as predicted.
     at: usize,
-    pub(super) inbox: Inbox,
+    pub(in crate::transport::cluster) inbox: Inbox,
 }
 
 impl Receiver {
     /// Whether nothing has come that belongs to an answer yet to be handed over.
-    pub(super) fn is_idle(&self) -> bool {
+    pub(in crate::transport::cluster) fn is_idle(&self) -> bool {
         self.at == 0 && self.inbox.is_empty()
     }
 
@@ -99,7 +99,7 @@ impl Receiver {
     /// # Errors
     /// What ends the connection; I/O errors as they are. The gets in `pending` are unanswered then,
     /// and their buffers may hold anything.
-    pub(super) fn receive<'m, T>(
+    pub(in crate::transport::cluster) fn receive<'m, T>(
         &mut self,
         stream: &mut impl Read,
         pending: &mut VecDeque<Pending<'m, T>>,
@@ -217,7 +217,7 @@ impl Receiver {
 
 /// The header of an answer that carries a value, or tells that there is none.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Header {
+pub(in crate::transport::cluster) enum Header {
     /// A value of this many bytes follows.
     Value {
         /// Its length.
@@ -232,7 +232,7 @@ pub(super) enum Header {
 }
 
 /// Reads the header of the answer to a meta get with this opaque.
-pub(super) fn parse_header(
+pub(in crate::transport::cluster) fn parse_header(
     inbox: &mut Inbox,
     stream: &mut impl Read,
     opaque: u64,
@@ -264,7 +264,10 @@ pub(super) fn parse_header(
 }
 
 /// Reads the end of a value.
-pub(super) fn expect_end(inbox: &mut Inbox, stream: &mut impl Read) -> Result<(), NodeError> {
+pub(in crate::transport::cluster) fn expect_end(
+    inbox: &mut Inbox,
+    stream: &mut impl Read,
+) -> Result<(), NodeError> {
     let mut end = [0; END.len()];
     inbox.fill(stream, &mut end)?;
     if end == *END { Ok(()) } else { Err(NodeError::protocol("the end of a value", &end)) }

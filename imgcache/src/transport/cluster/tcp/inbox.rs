@@ -2,27 +2,27 @@
 
 use std::io::{ErrorKind, Read};
 
-use super::error::NodeError;
+use crate::transport::cluster::error::NodeError;
 
 /// The longest line that a node may answer with, its end included.
-pub(super) const MAX_LINE: usize = 2048;
+pub(in crate::transport::cluster) const MAX_LINE: usize = 2048;
 /// How far ahead is read to find the end of a line.
 const LOOK_AHEAD: usize = 4096;
 
 /// Bytes that were read ahead; at most [`LOOK_AHEAD`], or what was put in.
 #[derive(Debug, Default)]
-pub(super) struct Inbox {
+pub(in crate::transport::cluster) struct Inbox {
     bytes: Vec<u8>,
     start: usize,
 }
 
 impl Inbox {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::transport::cluster) fn is_empty(&self) -> bool {
         self.start == self.bytes.len()
     }
 
     /// Takes bytes that were received elsewhere; nothing may be waiting here.
-    pub(super) fn put(&mut self, parts: &[&[u8]]) {
+    pub(in crate::transport::cluster) fn put(&mut self, parts: &[&[u8]]) {
         self.bytes.drain(..self.start);
         self.start = 0;
         for part in parts {
@@ -31,7 +31,10 @@ impl Inbox {
     }
 
     /// The next line, without its end. Reads ahead from `stream` if it is not all here.
-    pub(super) fn line(&mut self, stream: &mut impl Read) -> Result<Vec<u8>, NodeError> {
+    pub(in crate::transport::cluster) fn line(
+        &mut self,
+        stream: &mut impl Read,
+    ) -> Result<Vec<u8>, NodeError> {
         let mut searched = 0;
         loop {
             let waiting = self.bytes.get(self.start..).unwrap_or_default();
@@ -63,7 +66,7 @@ impl Inbox {
     }
 
     /// Fills `buffer`: from what waits here, the rest straight from `stream`.
-    pub(super) fn fill(
+    pub(in crate::transport::cluster) fn fill(
         &mut self,
         stream: &mut impl Read,
         buffer: &mut [u8],
@@ -76,7 +79,11 @@ impl Inbox {
     }
 
     /// Reads `count` bytes that nobody wants.
-    pub(super) fn skip(&mut self, stream: &mut impl Read, mut count: u64) -> Result<(), NodeError> {
+    pub(in crate::transport::cluster) fn skip(
+        &mut self,
+        stream: &mut impl Read,
+        mut count: u64,
+    ) -> Result<(), NodeError> {
         let mut scratch = [0; LOOK_AHEAD];
         while count > 0 {
             let part = usize::try_from(count).unwrap_or(LOOK_AHEAD).min(LOOK_AHEAD);

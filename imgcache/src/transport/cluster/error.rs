@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::stream::TlsError;
+use super::tcp::stream::TlsError;
 use crate::cluster::members::MembersError;
 use crate::image::manifest::ManifestError;
 use crate::key::{ChunkKey, ManifestId};

@@ -11,7 +11,7 @@ use crate::key::ManifestId;
 use crate::parallel::{self, lock};
 use crate::record::{ItemKey, Kind, NameRecord, PIECE_BYTES};
 use crate::transport::TransportError;
-use crate::transport::memcached::{
+use crate::transport::cluster::{
     Cluster, ClusterError, Connection, NodeError, Put, PutAnswer, Topology,
 };
 

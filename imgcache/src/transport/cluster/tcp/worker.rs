@@ -4,13 +4,14 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use super::board::{Board, Next, Outcome, Stop, Task, Work};
 use super::connection::{Connection, MAX_ASKED};
-use super::error::NodeError;
-use super::load::{Load, Tally};
-use super::node::Node;
 use super::predicted::{Answer, Pending};
 use crate::record::ItemKey;
+use crate::transport::cluster::board::{Board, Next, Outcome, Stop, Task, Work};
+use crate::transport::cluster::error::NodeError;
+use crate::transport::cluster::load::{Load, Tally};
+use crate::transport::cluster::node::Node;
+use crate::transport::cluster::{PATIENCE, is_first_few};
 
 /// What is remembered of a chunk that was asked for.
 struct Asked {
@@ -19,7 +20,7 @@ struct Asked {
 }
 
 /// One connection's thread.
-pub(super) struct Worker<'l, 'm> {
+pub(in crate::transport::cluster) struct Worker<'l, 'm> {
     load: &'l Load<'l>,
     board: &'l Board<'m>,
     number: usize,
@@ -35,14 +36,18 @@ pub(super) struct Worker<'l, 'm> {
 }
 
 impl<'l, 'm> Worker<'l, 'm> {
-    pub(super) fn new(load: &'l Load<'l>, board: &'l Board<'m>, number: usize) -> Self {
+    pub(in crate::transport::cluster) fn new(
+        load: &'l Load<'l>,
+        board: &'l Board<'m>,
+        number: usize,
+    ) -> Self {
         let node = &*load.topology.nodes[number];
         let (pending, tally) = (VecDeque::new(), load.new_tally());
         let (in_flight, answered, doublings) = (0, false, 0);
         Self { load, board, number, node, pending, in_flight, answered, doublings, tally }
     }
 
-    pub(super) fn run(mut self) {
+    pub(in crate::transport::cluster) fn run(mut self) {
         let mut connection = None;
         while let Some(result) = self.step(&mut connection) {
             let Err(error) = result else { continue };
@@ -155,7 +160,7 @@ impl<'l, 'm> Worker<'l, 'm> {
     fn receive(&mut self, connection: &mut Connection) -> Result<(), NodeError> {
         let Self { load, board, number, node, pending, in_flight, answered, doublings, tally } =
             self;
-        let patience = load.options.progress.saturating_mul(super::PATIENCE << (*doublings).min(16));
+        let patience = load.options.progress.saturating_mul(PATIENCE << (*doublings).min(16));
         let due = Instant::now() + patience;
         connection.set_deadline(due.min(load.deadline));
         let mut arrived = 0;
@@ -205,6 +210,6 @@ impl<'l, 'm> Worker<'l, 'm> {
 
 /// Tells of content that is not what it should be; of many such only the first few aloud.
 fn damaged(node: &Node, task: &Task, what: &str) {
-    let level = if super::is_first_few() { log::Level::Warn } else { log::Level::Debug };
+    let level = if is_first_few() { log::Level::Warn } else { log::Level::Debug };
     log::log!(level, "cache node {}: chunk {} {what} ({})", node.name(), task.index, task.key);
 }

@@ -6,7 +6,7 @@ use super::*;
 use crate::cluster::address::NodeAddress;
 use crate::cluster::members::Members;
 use crate::index::IndexKey;
-use crate::transport::memcached::{Dialer, Topology};
+use crate::transport::cluster::{Dialer, Topology};
 
 const LONG: Duration = Duration::from_secs(60);
 

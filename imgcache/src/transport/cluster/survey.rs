@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::connection::Connection;
 use super::error::NodeError;
 use super::node::Topology;
+use super::tcp::connection::Connection;
 use crate::cluster::rebalance::{self, Plan, Surveyed};
 use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;

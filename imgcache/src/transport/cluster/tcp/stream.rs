@@ -12,8 +12,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
-use super::error::NodeError;
 use crate::cluster::address::NodeAddress;
+use crate::transport::cluster::error::NodeError;
 
 /// Files with what TLS needs, all PEM.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -128,7 +128,7 @@ enum Kind {
 }
 
 /// A connected stream. No read or write outlasts the dialer's patience or the stream's deadline.
-pub(super) struct Stream {
+pub(in crate::transport::cluster) struct Stream {
     kind: Kind,
     progress: Duration,
     /// What the socket's timeouts are set to.
@@ -150,14 +150,17 @@ impl fmt::Debug for Stream {
 impl Dialer {
     /// One who waits `1 << doublings` times as long.
     #[must_use]
-    pub(super) fn patient(&self, doublings: u32) -> Self {
+    pub(in crate::transport::cluster) fn patient(&self, doublings: u32) -> Self {
         let more = |time: Duration| time.saturating_mul(1_u32 << doublings.min(16));
         Self { tls: self.tls.clone(), connect: more(self.connect), progress: more(self.progress) }
     }
 }
 
 impl Stream {
-    pub(super) fn connect(address: &NodeAddress, dialer: &Dialer) -> Result<Self, NodeError> {
+    pub(in crate::transport::cluster) fn connect(
+        address: &NodeAddress,
+        dialer: &Dialer,
+    ) -> Result<Self, NodeError> {
         let kind = match address {
             NodeAddress::Unix(path) => {
                 Kind::Unix(UnixStream::connect(path).map_err(NodeError::Connect)?)
@@ -178,12 +181,12 @@ impl Stream {
     }
 
     /// No read or write waits for longer than `progress`, instead of the dialer's patience.
-    pub(super) fn set_patience(&mut self, progress: Duration) {
+    pub(in crate::transport::cluster) fn set_patience(&mut self, progress: Duration) {
         self.progress = progress;
     }
 
     /// Nothing that is begun from now on goes on after `deadline`.
-    pub(super) fn set_deadline(&mut self, deadline: Instant) {
+    pub(in crate::transport::cluster) fn set_deadline(&mut self, deadline: Instant) {
         self.deadline = Some(deadline);
     }
 
@@ -224,7 +227,7 @@ impl Stream {
     }
 
     /// What an error of reading or writing means.
-    pub(super) fn failed(&self, error: io::Error) -> NodeError {
+    pub(in crate::transport::cluster) fn failed(&self, error: io::Error) -> NodeError {
         match error.kind() {
             _ if is_past_deadline(&error) => NodeError::Deadline,
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {

@@ -4,9 +4,9 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::connection::{Connection, Put, PutAnswer};
 use super::node::Topology;
 use super::survey::{Content, ItemFound, Survey};
+use super::tcp::connection::{Connection, Put, PutAnswer};
 use crate::cluster::rebalance::{Move, Plan};
 use crate::image::manifest::MAX_CHUNK_SIZE;
 use crate::key::ChunkKey;

@@ -13,7 +13,7 @@ use super::node::Topology;
 use super::origin::OriginWorker;
 use super::report::{CacheReport, Latencies, NodeReport};
 use super::session::ClusterSession;
-use super::worker::Worker;
+use super::tcp::worker::Worker;
 use super::{ClusterError, ClusterOptions};
 use crate::cluster::placement::balance;
 use crate::parallel::lock;
