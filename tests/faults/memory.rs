@@ -74,6 +74,37 @@ fn what_is_pinned_stays_and_the_next_image_is_refused() {
 }
 
 #[test]
+fn an_image_is_pinned_and_unpinned_by_name() {
+    let cluster = Cluster::empty(2, &["--memory", "180M", "--max-pinned-permille", "1000"]);
+    cluster.push("guest", &guest_file("initrd-100.cpio"));
+    cluster.publish("guest").unwrap();
+    let url = cluster.url();
+    let run = |verb: &str, what: &str| {
+        cluster.bench.json(&["cache", verb, what, "--cache", &url, "--json"])
+    };
+    let pinned = run("pin", "guest");
+    for (node, answer) in cluster.nodes.iter().zip(pinned["nodes"].as_array().unwrap()) {
+        assert_eq!(answer["missing"], 0, "{answer}");
+        assert!(node.number("placement", "pinned") > 0);
+    }
+    // Plain items cannot push it out.
+    let value = vec![7; 500 << 10];
+    for number in 0..800 {
+        let mut request = format!("set noise{number} 0 0 {}\r\n", value.len()).into_bytes();
+        request.extend_from_slice(&value);
+        request.extend_from_slice(b"\r\n");
+        cluster.nodes[number % 2].ask(&request, "\r\n");
+    }
+    cluster.load("guest").complete();
+    let id = pinned["manifest"].as_str().unwrap();
+    assert_eq!(run("unpin", id)["nodes"][0]["held"], 1);
+    assert_eq!(run("unpin", "guest")["nodes"][0]["held"], 0);
+    for node in &cluster.nodes {
+        assert_eq!(node.number("placement", "pinned"), 0);
+    }
+}
+
+#[test]
 fn eviction_against_loads() {
     let cluster = Cluster::empty(2, &["--memory", "180M"]);
     cluster.push("guest", &guest_file("initrd-100.cpio"));

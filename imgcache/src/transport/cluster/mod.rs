@@ -6,6 +6,7 @@
 //! - `load` and `board` bring chunks from all nodes at once, `tcp` straight into guest memory;
 //! - `origin` fetches what no node has from another transport, once for all hosts;
 //! - [`publish`] puts an image into the cache;
+//! - [`pin`] has nodes keep an image;
 //! - [`survey`] finds out who holds what, [`moving`] brings it to where it belongs;
 //! - [`Node`], [`Topology`] and [`Connection`] are what other commands talk to nodes with.
 
@@ -18,6 +19,7 @@ mod lookup;
 pub mod moving;
 mod node;
 mod origin;
+pub mod pin;
 pub mod publish;
 mod report;
 mod session;

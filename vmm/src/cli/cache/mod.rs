@@ -2,6 +2,7 @@
 
 mod membership;
 mod options;
+mod pin;
 mod rebalance;
 mod status;
 
@@ -36,6 +37,8 @@ enum Command {
     Drain(membership::DrainCommand),
     Remove(membership::RemoveCommand),
     Rebalance(rebalance::RebalanceCommand),
+    Pin(pin::PinCommand),
+    Unpin(pin::UnpinCommand),
 }
 
 impl CacheCommand {
@@ -46,6 +49,8 @@ impl CacheCommand {
             Command::Drain(command) => command.run(),
             Command::Remove(command) => command.run(),
             Command::Rebalance(command) => command.run(),
+            Command::Pin(command) => command.run(),
+            Command::Unpin(command) => command.run(),
         }
     }
 }
@@ -129,6 +134,9 @@ pub enum CacheCommandError {
     /// Images that the cache lists and cannot supply.
     #[error("no node has all of: {}; push them again", .0.join(", "))]
     Lost(Vec<String>),
+    /// Nodes that did not do what all were to do.
+    #[error("not at all nodes: {}", .0.join("; "))]
+    NotEverywhere(Vec<String>),
 }
 
 impl CacheCommandError {
@@ -138,6 +146,7 @@ impl CacheCommandError {
             Self::NoFile | Self::NoNode { .. } | Self::Exists { .. } => Exit::Usage,
             Self::Moving(_) | Self::Last { .. } | Self::NotSafe { .. } => Exit::Failure,
             Self::Unknown { .. } | Self::Unmoved { .. } | Self::Lost(_) => Exit::CacheUnavailable,
+            Self::NotEverywhere(_) => Exit::CacheUnavailable,
         }
     }
 }
