@@ -126,8 +126,9 @@ struct Queue<'m> {
     workers: usize,
     /// Whether the node is given up for this load.
     dead: bool,
-    /// Whether it is asked only for what nobody else has.
-    avoided: bool,
+    /// How often it was slow since it has last supplied anything; if it was, it is asked only for what
+    /// nobody else has.
+    slow: u32,
 }
 
 impl<'m> Queue<'m> {
@@ -227,9 +228,12 @@ impl<'m> Board<'m> {
         state
     }
 
-    /// `count` chunks have arrived.
-    pub(super) fn arrived(&self, count: usize) {
+    /// `count` chunks have arrived from `node`, or else from the origin.
+    pub(super) fn arrived(&self, count: usize, node: Option<usize>) {
         let mut state = lock(&self.state);
+        if let Some(node) = node {
+            state.queues[node].slow = 0;
+        }
         state.unfinished = state.unfinished.saturating_sub(count);
         if state.unfinished == 0 {
             self.changed.notify_all();
@@ -273,9 +277,7 @@ impl<'m> Board<'m> {
     pub(super) fn avoid(&self, node: usize) {
         let mut state = lock(&self.state);
         let queue = &mut state.queues[node];
-        if std::mem::replace(&mut queue.avoided, true) {
-            return;
-        }
+        queue.slow = queue.slow.saturating_add(1);
         queue.bytes = 0;
         for work in std::mem::take(&mut queue.work) {
             state.place(work);
@@ -319,14 +321,15 @@ impl<'m> State<'m> {
     fn place(&mut self, mut work: Work<'m>) {
         let usable = |outcomes: &[Outcome], avoided: bool| {
             let queues = &self.queues;
+            let load = |queue: &Queue<'m>| (queue.slow, queue.bytes);
             let mut found: Option<usize> = None;
             for (node, _) in work.task.results().filter(|(_, one)| outcomes.contains(one)) {
                 let current = work.task.candidates.current().any(|one| one == node);
                 // Where it moves from is asked only if it is nowhere else.
                 if !queues[node].dead
-                    && (avoided || !queues[node].avoided)
+                    && (avoided || queues[node].slow == 0)
                     && (current || found.is_none())
-                    && found.is_none_or(|best| queues[node].bytes < queues[best].bytes)
+                    && found.is_none_or(|best| load(&queues[node]) < load(&queues[best]))
                 {
                     found = Some(node);
                 }
@@ -370,7 +373,7 @@ impl<'m> State<'m> {
             total = more;
             run.extend(self.queues[node].remove(0));
         }
-        if run.is_empty() && !self.queues[node].avoided {
+        if run.is_empty() && self.queues[node].slow == 0 {
             run.extend(self.steal(node));
         }
         for work in &mut run {

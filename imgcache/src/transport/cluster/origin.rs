@@ -91,7 +91,7 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
         match claimed {
             Some((number, Claim::Hit)) if self.accepts(&one.work) => {
                 self.tally.supplied(number, one.work.buffer.len(), one.since);
-                self.board.arrived(1);
+                self.board.arrived(1, None);
             }
             Some((_, Claim::Taken)) if one.since.elapsed() < self.load.options.claim_patience => {
                 one.next = Instant::now() + one.pause;
@@ -122,7 +122,7 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
         }
         self.tally.fetched(buffer.len(), one.since);
         self.put(&task, buffer);
-        self.board.arrived(1);
+        self.board.arrived(1, None);
     }
 
     fn put(&self, task: &Task, value: &[u8]) {

@@ -73,7 +73,7 @@ fn what_fails_goes_on_to_the_other_then_the_origin_then_ends_the_load() {
         board.pass_on(work, 1, Outcome::Damaged);
         if has_origin {
             assert!(board.take_for_origin(Duration::ZERO).unwrap().is_some());
-            board.arrived(1);
+            board.arrived(1, None);
             assert!(board.take_for_origin(LONG).is_err());
             let (end, retries, switches) = board.end();
             assert!(end.is_ok());
@@ -103,7 +103,7 @@ fn a_node_that_is_given_up_is_not_asked_and_its_work_goes_to_others() {
         seen += run(board.take(1, 9, 9, true)).len();
     }
     board.give_up(1);
-    board.arrived(10);
+    board.arrived(10, None);
     assert!(board.end().0.is_ok());
 }
 
@@ -172,6 +172,6 @@ fn a_slow_node_is_asked_only_for_what_nobody_else_has_and_then_until_the_end() {
         }
         assert_eq!(held.len(), 10);
     }
-    board.arrived(10);
+    board.arrived(10, None);
     assert!(board.end().0.is_ok());
 }

@@ -198,7 +198,7 @@ impl<'l, 'm> Worker<'l, 'm> {
         });
         if arrived > 0 {
             connection.reused = false;
-            board.arrived(arrived);
+            board.arrived(arrived, Some(*number));
         }
         // A node that drips is as bad as one that stalls.
         result.map_err(|error| match error {
