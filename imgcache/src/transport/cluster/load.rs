@@ -13,7 +13,8 @@ use super::node::Topology;
 use super::origin::OriginWorker;
 use super::report::{CacheReport, Latencies, NodeReport};
 use super::session::ClusterSession;
-use super::tcp::worker::Worker;
+use super::tcp::link::TcpLink;
+use super::worker::Worker;
 use super::{ClusterError, ClusterOptions};
 use crate::cluster::placement::balance;
 use crate::parallel::lock;
@@ -121,7 +122,7 @@ impl<'a> Load<'a> {
                 board.join(node, connections);
                 for _ in 0..connections {
                     let board = &board;
-                    scope.spawn(move || Worker::new(here, board, node).run());
+                    scope.spawn(move || Worker::new(here, board, node).run(TcpLink::default()));
                 }
             }
             if self.session.has_origin() {

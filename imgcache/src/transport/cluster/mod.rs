@@ -25,6 +25,7 @@ mod report;
 mod session;
 pub mod survey;
 mod tcp;
+mod worker;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};

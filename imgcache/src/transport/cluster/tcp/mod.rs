@@ -3,10 +3,10 @@
 //! - [`stream`]: bytes, with patience and deadlines;
 //! - [`connection`]: requests and answers;
 //! - [`inbox`] and [`predicted`]: answers whose chunks land straight in guest memory;
-//! - [`worker`]: a thread of a load.
+//! - [`link`]: a connection's part of a load.
 
 pub(super) mod connection;
 mod inbox;
+pub(super) mod link;
 mod predicted;
 pub(super) mod stream;
-pub(super) mod worker;
