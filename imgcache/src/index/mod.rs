@@ -1,9 +1,11 @@
 //! The index of a storage node: a fixed table that remote readers read while the node writes it.
 //!
+//! - [`announce`]: what a node tells of it;
 //! - [`entry`]: one entry, 64 bytes, which carries all that is needed to verify it;
 //! - [`table`]: how many buckets there are, and in which two a key may be;
 //! - [`reader`]: what a reader accepts, and when it gives up and asks the node.
 
+pub mod announce;
 pub mod entry;
 pub mod reader;
 pub mod table;

@@ -393,11 +393,13 @@ fn cache_lines(cache: &CacheReport) -> Vec<String> {
             Some(words) => format!("; failed {} times: {words}", node.failures),
             None => String::new(),
         };
+        let why = node.link_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         format!(
-            "  node     {}: {} chunks, {}{failed}",
+            "  node     {}: {} chunks, {}, by {}{why}{failed}",
             node.name,
             node.chunks,
-            size::show(node.bytes)
+            size::show(node.bytes),
+            node.link
         )
     }));
     lines

@@ -47,6 +47,9 @@ pub enum NodeError {
         "does not know the meta commands ('mg'); memcached 1.6 or later, or imgcached, is needed"
     )]
     NoMeta,
+    /// It cannot be read in the way that was asked for.
+    #[error("cannot be read as was asked for: {0}")]
+    NoLink(String),
     /// It failed several times of late and is not asked before some time has passed.
     #[error("is not asked for another {} ms, since it failed: {last}", wait.as_millis())]
     LeftAlone {

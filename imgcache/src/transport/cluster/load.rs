@@ -2,17 +2,19 @@
 //! workers, and tells how it went.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
 use super::lease::Lease;
+use super::links::{self, Chosen, LinkKind};
 use super::node::Topology;
 use super::origin::OriginWorker;
 use super::report::{CacheReport, Latencies, NodeReport};
 use super::session::ClusterSession;
+use super::shared::link::SharedLink;
 use super::tcp::link::TcpLink;
 use super::worker::Worker;
 use super::{ClusterError, ClusterOptions};
@@ -33,6 +35,8 @@ pub(super) struct Load<'a> {
     pub(super) deadline: Instant,
     /// For each 2 MiB page of guest memory, whether a thread has put memory under it.
     regions: Vec<OnceLock<()>>,
+    /// For each node, what its chunks come by.
+    links: Vec<OnceLock<Result<Chosen, NodeError>>>,
     /// For each node, the index keys of what it is to keep until the load has ended.
     kept: Vec<Vec<u8>>,
     tallies: Mutex<Tally>,
@@ -102,6 +106,7 @@ impl<'a> Load<'a> {
             accept,
             deadline,
             regions: Vec::new(),
+            links: topology.nodes.iter().map(|_| OnceLock::new()).collect(),
             kept: vec![Vec::new(); topology.nodes.len()],
             tallies: Mutex::new(Tally::of(topology.nodes.len())),
         }
@@ -122,7 +127,7 @@ impl<'a> Load<'a> {
                 board.join(node, connections);
                 for _ in 0..connections {
                     let board = &board;
-                    scope.spawn(move || Worker::new(here, board, node).run(TcpLink::default()));
+                    scope.spawn(move || here.work(board, node));
                 }
             }
             if self.session.has_origin() {
@@ -134,10 +139,16 @@ impl<'a> Load<'a> {
         let (end, retries, replica_switches) = board.end();
         let result = end.map_err(|(stop, left)| self.explain(stop, left));
         let tally = lock(&self.tallies);
-        let named = nodes
-            .iter()
-            .zip(&tally.nodes)
-            .map(|(node, report)| NodeReport { name: node.name().to_owned(), ..report.clone() });
+        let named =
+            nodes.iter().zip(&tally.nodes).zip(&self.links).map(|((node, report), link)| {
+                let chosen = link.get().and_then(|chosen| chosen.as_ref().ok());
+                NodeReport {
+                    name: node.name().to_owned(),
+                    link: chosen.map_or(LinkKind::Tcp, Chosen::kind),
+                    link_reason: chosen.and_then(Chosen::reason).map(str::to_owned),
+                    ..report.clone()
+                }
+            });
         let report = CacheReport {
             epoch: self.topology.epoch,
             chunks_from_nodes: tally.nodes.iter().map(|node| node.chunks).sum(),
@@ -153,6 +164,18 @@ impl<'a> Load<'a> {
         };
         lease.end(report.nodes.iter().map(|node| (node.name.clone(), node.bytes)).collect());
         (result, report, lease)
+    }
+
+    /// One thread's part: brings chunks from `node`.
+    fn work(&self, board: &Board<'_>, number: usize) {
+        let worker = Worker::new(self, board, number);
+        let choose =
+            || links::choose(&self.topology.nodes[number], self.options.link, self.deadline);
+        match self.links[number].get_or_init(choose) {
+            Ok(Chosen::Shared(arena)) => worker.run(SharedLink::new(Arc::clone(arena))),
+            Ok(Chosen::Tcp(_)) => worker.run(TcpLink::default()),
+            Err(error) => worker.give_up(error),
+        }
     }
 
     /// Decides who is asked for what first; returns the nodes that may be asked for anything.

@@ -14,6 +14,7 @@ mod board;
 mod breaker;
 mod error;
 mod lease;
+mod links;
 mod load;
 mod lookup;
 pub mod moving;
@@ -23,6 +24,7 @@ pub mod pin;
 pub mod publish;
 mod report;
 mod session;
+mod shared;
 pub mod survey;
 mod tcp;
 mod worker;
@@ -33,6 +35,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use self::error::{ClusterError, NodeError};
+pub use self::links::{InvalidLink, LinkChoice, LinkKind};
 pub use self::node::{Candidates, Node, Topology};
 pub use self::report::{CacheReport, NodeReport};
 use self::session::ClusterSession;
@@ -71,6 +74,8 @@ pub struct ClusterOptions {
     pub origin_reads: usize,
     /// How long to wait for another host that fetches a chunk from the origin.
     pub claim_patience: Duration,
+    /// What chunks shall come by.
+    pub link: LinkChoice,
 }
 
 impl Default for ClusterOptions {
@@ -86,6 +91,7 @@ impl Default for ClusterOptions {
             window: 1 << 20,
             origin_reads: 4,
             claim_patience: Duration::from_secs(5),
+            link: LinkChoice::Auto,
         }
     }
 }

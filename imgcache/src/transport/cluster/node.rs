@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use super::breaker::Breaker;
 use super::error::NodeError;
+use super::links::Sharing;
 use super::tcp::connection::Connection;
 use super::tcp::stream::Dialer;
 use crate::cluster::address::NodeAddress;
@@ -25,6 +26,8 @@ pub struct Node {
     pub(super) breaker: Breaker,
     /// Whether it knows leases, once it was asked.
     pub(super) knows_leases: OnceLock<bool>,
+    /// Its memory, if it is on this host.
+    pub(super) sharing: Sharing,
     idle: Mutex<Vec<Connection>>,
     dialer: Arc<Dialer>,
 }
@@ -37,6 +40,7 @@ impl Node {
             weight: member.weight,
             breaker: Breaker::default(),
             knows_leases: OnceLock::new(),
+            sharing: Sharing::default(),
             idle: Mutex::default(),
             dialer: Arc::clone(dialer),
         }

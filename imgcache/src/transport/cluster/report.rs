@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::links::LinkKind;
+
 /// Where the chunks of a load came from.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct CacheReport {
@@ -36,6 +38,11 @@ pub struct CacheReport {
 pub struct NodeReport {
     /// The node.
     pub name: String,
+    /// What its chunks came by.
+    pub link: LinkKind,
+    /// Why by nothing faster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub link_reason: Option<String>,
     /// Chunks that it supplied.
     pub chunks: u64,
     /// Their bytes.

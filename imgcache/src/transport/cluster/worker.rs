@@ -101,6 +101,13 @@ impl<'l, 'm> Worker<'l, 'm> {
         self.load.add(&self.tally);
     }
 
+    /// The node cannot be read at all.
+    pub(super) fn give_up(mut self, error: &NodeError) {
+        self.tally.failed(self.number, error);
+        self.board.leave(self.number);
+        self.load.add(&self.tally);
+    }
+
     /// What to ask for: up to `bytes` and `count` chunks.
     pub(super) fn take(&self, bytes: usize, count: usize, wait: bool) -> Next<'m> {
         self.board.take(self.number, bytes, count, wait)
@@ -114,15 +121,25 @@ impl<'l, 'm> Worker<'l, 'm> {
     /// A chunk has come that was asked for at `begun`. Whether it is what it should be; if it is not,
     /// it goes to somebody else.
     pub(super) fn accept(&mut self, work: Work<'m>, begun: Instant) -> bool {
-        if (self.load.accept)(work.task.index, work.buffer) {
-            self.tally.supplied(self.number, work.buffer.len(), begun);
-            self.arrived += 1;
+        if self.is_whole(&work) {
+            self.supplied(&work, begun);
             return true;
         }
         self.warn(&work.task, "is damaged");
         self.tally.damaged += 1;
         self.board.pass_on(work, self.number, Outcome::Damaged);
         false
+    }
+
+    /// Whether a chunk that has come is what it should be.
+    pub(super) fn is_whole(&self, work: &Work<'m>) -> bool {
+        (self.load.accept)(work.task.index, work.buffer)
+    }
+
+    /// A chunk has come that was asked for at `begun`, and is whole.
+    pub(super) fn supplied(&mut self, work: &Work<'m>, begun: Instant) {
+        self.tally.supplied(self.number, work.buffer.len(), begun);
+        self.arrived += 1;
     }
 
     /// The node has not the chunk.

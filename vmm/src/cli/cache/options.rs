@@ -8,7 +8,7 @@ use imgcache::client::ImageClient;
 use imgcache::cluster::address::CacheUrl;
 use imgcache::store::Store;
 use imgcache::transport::Transport;
-use imgcache::transport::cluster::{Cluster, ClusterOptions, TlsFiles};
+use imgcache::transport::cluster::{Cluster, ClusterOptions, LinkChoice, TlsFiles};
 
 use crate::cli::{CliError, StoreOptions, find_store, open_store};
 
@@ -53,6 +53,11 @@ pub struct LoadOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 60,
           value_parser = clap::value_parser!(u64).range(1..=86400))]
     load_deadline: u64,
+
+    /// What chunks shall come by: shared (out of a node's memory on this host), tcp (the memcached
+    /// protocol), or auto, the fastest there is for each node. The report says what it was, and why.
+    #[arg(long, value_name = "KIND", default_value = "auto", env = "VMM_TRANSPORT")]
+    transport: LinkChoice,
 }
 
 impl CacheOptions {
@@ -97,7 +102,8 @@ pub fn image_client(
     };
     let origin = origin.map(|store| Box::new(store) as Box<dyn Transport>);
     let deadline = Duration::from_secs(load.load_deadline);
-    let options = ClusterOptions { load_deadline: deadline, ..cache.options() };
+    let options =
+        ClusterOptions { load_deadline: deadline, link: load.transport, ..cache.options() };
     Ok(ImageClient::new(Box::new(Cluster::open(url, options, origin)?)))
 }
 

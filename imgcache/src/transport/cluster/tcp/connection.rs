@@ -96,6 +96,11 @@ impl Connection {
         Ok(Self { stream, receiver, opaque: 0, broken: false, reused: false })
     }
 
+    /// Whether the other end is on this host.
+    pub(in crate::transport::cluster) fn is_on_this_host(&self) -> bool {
+        self.stream.is_on_this_host()
+    }
+
     /// Waits so long for the next byte.
     pub(in crate::transport::cluster) fn set_patience(&mut self, progress: Duration) {
         self.stream.set_patience(progress);

@@ -69,7 +69,17 @@ impl<'m> Link<'m> for TcpLink<'m> {
 }
 
 impl<'m> TcpLink<'m> {
-    fn ask(&mut self, worker: &Worker<'_, 'm>, run: Vec<Work<'m>>) -> Result<(), NodeError> {
+    /// Whether anything that was asked for has not come.
+    pub(in crate::transport::cluster) fn is_busy(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Asks for `run`. After a failure it is pending all the same.
+    pub(in crate::transport::cluster) fn ask(
+        &mut self,
+        worker: &Worker<'_, 'm>,
+        run: Vec<Work<'m>>,
+    ) -> Result<(), NodeError> {
         let at = Instant::now();
         let result = match self.connection {
             Some(_) => Ok(()),
@@ -99,7 +109,11 @@ impl<'m> TcpLink<'m> {
         Ok(())
     }
 
-    fn receive(&mut self, worker: &mut Worker<'_, 'm>) -> Result<(), NodeError> {
+    /// Receives answers, one at least.
+    pub(in crate::transport::cluster) fn receive(
+        &mut self,
+        worker: &mut Worker<'_, 'm>,
+    ) -> Result<(), NodeError> {
         let Self { connection, pending, in_flight, answered } = self;
         let Some(connection) = connection else { return Ok(()) };
         let patience = worker.patience();

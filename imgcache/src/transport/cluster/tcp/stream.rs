@@ -180,6 +180,19 @@ impl Stream {
         Ok(stream)
     }
 
+    /// Whether the other end is on this host.
+    pub(super) fn is_on_this_host(&self) -> bool {
+        let tcp = match &self.kind {
+            Kind::Unix(_) => return true,
+            Kind::Tcp(stream) => stream,
+            Kind::Tls(stream) => &stream.sock,
+        };
+        match (tcp.local_addr(), tcp.peer_addr()) {
+            (Ok(local), Ok(peer)) => local.ip() == peer.ip(),
+            _ => false,
+        }
+    }
+
     /// No read or write waits for longer than `progress`, instead of the dialer's patience.
     pub(in crate::transport::cluster) fn set_patience(&mut self, progress: Duration) {
         self.progress = progress;

@@ -1,0 +1,164 @@
+//! By what the chunks of a node come: decided for each load and node, and told in its report.
+//!
+//! The node's memory on this host is read in place; else what is left is the memcached protocol.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::error::NodeError;
+use super::node::Node;
+use super::shared::SharedArena;
+use crate::cluster::address::NodeAddress;
+use crate::parallel::lock;
+
+/// What chunks come by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkKind {
+    /// Out of the node's memory, on this host.
+    Shared,
+    /// By the memcached protocol.
+    #[default]
+    Tcp,
+}
+
+/// What chunks shall come by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinkChoice {
+    /// The fastest there is for each node.
+    #[default]
+    Auto,
+    /// This, or an error.
+    Only(LinkKind),
+}
+
+/// Not one of `auto`, `shared`, `tcp`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("'{0}' is no way to read a node: expected auto, shared or tcp")]
+pub struct InvalidLink(String);
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+impl FromStr for LinkChoice {
+    type Err = InvalidLink;
+
+    fn from_str(text: &str) -> Result<Self, InvalidLink> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "shared" => Ok(Self::Only(LinkKind::Shared)),
+            "tcp" => Ok(Self::Only(LinkKind::Tcp)),
+            _ => Err(InvalidLink(text.to_owned())),
+        }
+    }
+}
+
+impl LinkChoice {
+    /// Whether `kind` may be used.
+    fn allows(self, kind: LinkKind) -> bool {
+        match self {
+            Self::Auto => true,
+            Self::Only(only) => only == kind,
+        }
+    }
+}
+
+/// What the chunks of a node come by in a load.
+#[derive(Debug)]
+pub(super) enum Chosen {
+    /// This memory.
+    Shared(Arc<SharedArena>),
+    /// The memcached protocol, for this reason.
+    Tcp(String),
+}
+
+impl Chosen {
+    pub(super) fn kind(&self) -> LinkKind {
+        match self {
+            Self::Shared(_) => LinkKind::Shared,
+            Self::Tcp(_) => LinkKind::Tcp,
+        }
+    }
+
+    /// Why it is nothing faster.
+    pub(super) fn reason(&self) -> Option<&str> {
+        match self {
+            Self::Shared(_) => None,
+            Self::Tcp(reason) => Some(reason),
+        }
+    }
+}
+
+/// Decides by what the chunks of `node` come.
+///
+/// # Errors
+/// What was asked for cannot be had: why.
+pub(super) fn choose(
+    node: &Node,
+    choice: LinkChoice,
+    deadline: Instant,
+) -> Result<Chosen, NodeError> {
+    let mut reasons = Vec::new();
+    if choice.allows(LinkKind::Shared) {
+        match node.sharing.arena(node, deadline) {
+            Ok(arena) => return Ok(Chosen::Shared(arena)),
+            Err(reason) => reasons.push(format!("shared: {reason}")),
+        }
+    }
+    if choice.allows(LinkKind::Tcp) {
+        let reason = if reasons.is_empty() { "asked for".into() } else { reasons.join("; ") };
+        return Ok(Chosen::Tcp(reason));
+    }
+    Err(NodeError::NoLink(reasons.join("; ")))
+}
+
+/// The memory of a node, if it is on this host.
+#[derive(Debug, Default)]
+pub(super) struct Sharing(Mutex<Option<Arc<SharedArena>>>);
+
+impl Sharing {
+    /// The memory; of the node as it runs now.
+    fn arena(&self, node: &Node, deadline: Instant) -> Result<Arc<SharedArena>, String> {
+        let mut known = lock(&self.0);
+        if let Some(arena) = known.as_ref().filter(|arena| arena.is_alive()) {
+            return Ok(Arc::clone(arena));
+        }
+        let path = socket_of(node, deadline)?;
+        let patience = deadline.saturating_duration_since(Instant::now()).min(PATIENCE);
+        let arena = SharedArena::of_socket(&path, patience)
+            .map(Arc::new)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        *known = Some(Arc::clone(&arena));
+        Ok(arena)
+    }
+}
+
+/// How long a node may take to hand over its memory.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The socket of this host at which the node hands over its memory.
+fn socket_of(node: &Node, deadline: Instant) -> Result<PathBuf, String> {
+    if let NodeAddress::Unix(path) = node.address() {
+        return Ok(path.clone());
+    }
+    let announced = node.with(deadline, |connection| {
+        if !connection.is_on_this_host() {
+            return Ok(Err("it is on another host"));
+        }
+        Ok(Ok(connection.stats("rdma").unwrap_or_default()))
+    });
+    let stats = announced.map_err(|error| error.to_string())??;
+    let socket = stats.iter().find(|(name, _)| name == "socket").map(|(_, path)| Path::new(path));
+    Ok(socket.ok_or("it has no socket for that: imgcached --listen unix:/PATH")?.to_owned())
+}
