@@ -7,6 +7,7 @@ use super::tcp::stream::TlsError;
 use crate::cluster::members::MembersError;
 use crate::image::manifest::ManifestError;
 use crate::key::{ChunkKey, ManifestId};
+use crate::transport::verbs::{Status, VerbsError};
 
 /// What went wrong with one node. Does not name it: that is done where nodes are compared.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,12 @@ pub enum NodeError {
         "does not know the meta commands ('mg'); memcached 1.6 or later, or imgcached, is needed"
     )]
     NoMeta,
+    /// RDMA failed on this host.
+    #[error("RDMA: {0}")]
+    Verbs(#[from] VerbsError),
+    /// A READ failed.
+    #[error("RDMA: {0}")]
+    Rdma(Status),
     /// It cannot be read in the way that was asked for.
     #[error("cannot be read as was asked for: {0}")]
     NoLink(String),
@@ -61,6 +68,11 @@ pub enum NodeError {
 }
 
 impl NodeError {
+    /// Whether the node may be of use in other ways than by RDMA.
+    pub(super) fn is_of_rdma(&self) -> bool {
+        matches!(self, Self::Verbs(_) | Self::Rdma(_) | Self::Refused { .. })
+    }
+
     /// Whether more time might have helped: a network that is full is as silent as a node that is
     /// gone.
     pub(super) fn is_slow(&self) -> bool {

@@ -1,11 +1,12 @@
 //! By what the chunks of a node come: decided for each load and node, and told in its report.
 //!
-//! The node's memory on this host is read in place; else what is left is the memcached protocol.
+//! The memory of a node on this host is read in place, that of another by RDMA where both sides can, and
+//! what is left by the memcached protocol.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -15,6 +16,7 @@ use super::node::Node;
 use super::shared::SharedArena;
 use crate::cluster::address::NodeAddress;
 use crate::parallel::lock;
+use crate::transport::verbs::{self, Domain, Fabric, VerbsError};
 
 /// What chunks come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -22,6 +24,8 @@ use crate::parallel::lock;
 pub enum LinkKind {
     /// Out of the node's memory, on this host.
     Shared,
+    /// Out of the node's memory, by RDMA READ.
+    Rdma,
     /// By the memcached protocol.
     #[default]
     Tcp,
@@ -37,15 +41,16 @@ pub enum LinkChoice {
     Only(LinkKind),
 }
 
-/// Not one of `auto`, `shared`, `tcp`.
+/// Not one of `auto`, `shared`, `rdma`, `tcp`.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{0}' is no way to read a node: expected auto, shared or tcp")]
+#[error("'{0}' is no way to read a node: expected auto, shared, rdma or tcp")]
 pub struct InvalidLink(String);
 
 impl fmt::Display for LinkKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Shared => "shared",
+            Self::Rdma => "rdma",
             Self::Tcp => "tcp",
         })
     }
@@ -58,6 +63,7 @@ impl FromStr for LinkChoice {
         match text {
             "auto" => Ok(Self::Auto),
             "shared" => Ok(Self::Only(LinkKind::Shared)),
+            "rdma" => Ok(Self::Only(LinkKind::Rdma)),
             "tcp" => Ok(Self::Only(LinkKind::Tcp)),
             _ => Err(InvalidLink(text.to_owned())),
         }
@@ -79,23 +85,18 @@ impl LinkChoice {
 pub(super) enum Chosen {
     /// This memory.
     Shared(Arc<SharedArena>),
-    /// The memcached protocol, for this reason.
+    /// RDMA, in this domain; and why nothing faster.
+    Rdma(Domain, String),
+    /// The memcached protocol; and why nothing faster.
     Tcp(String),
 }
 
 impl Chosen {
-    pub(super) fn kind(&self) -> LinkKind {
-        match self {
-            Self::Shared(_) => LinkKind::Shared,
-            Self::Tcp(_) => LinkKind::Tcp,
-        }
-    }
-
     /// Why it is nothing faster.
     pub(super) fn reason(&self) -> Option<&str> {
         match self {
             Self::Shared(_) => None,
-            Self::Tcp(reason) => Some(reason),
+            Self::Rdma(_, reason) | Self::Tcp(reason) => Some(reason),
         }
     }
 }
@@ -107,6 +108,7 @@ impl Chosen {
 pub(super) fn choose(
     node: &Node,
     choice: LinkChoice,
+    device: &LocalDevice,
     deadline: Instant,
 ) -> Result<Chosen, NodeError> {
     let mut reasons = Vec::new();
@@ -116,11 +118,38 @@ pub(super) fn choose(
             Err(reason) => reasons.push(format!("shared: {reason}")),
         }
     }
+    if choice.allows(LinkKind::Rdma) {
+        match device.domain() {
+            Ok(domain) => return Ok(Chosen::Rdma(domain.clone(), reasons.join("; "))),
+            Err(reason) => reasons.push(format!("rdma: {reason}")),
+        }
+    }
     if choice.allows(LinkKind::Tcp) {
         let reason = if reasons.is_empty() { "asked for".into() } else { reasons.join("; ") };
         return Ok(Chosen::Tcp(reason));
     }
     Err(NodeError::NoLink(reasons.join("; ")))
+}
+
+/// The RDMA device of this host, opened when it is first asked for.
+#[derive(Debug, Default)]
+pub(super) struct LocalDevice(OnceLock<Result<Domain, String>>);
+
+impl LocalDevice {
+    fn domain(&self) -> Result<&Domain, &str> {
+        let opened = self.0.get_or_init(|| open().map_err(|error| error.to_string()));
+        opened.as_ref().map_err(String::as_str)
+    }
+}
+
+/// Opens the first device that has a port which can be used.
+fn open() -> Result<Domain, VerbsError> {
+    let devices = verbs::devices()?;
+    let usable = devices.iter().find(|device| device.usable_port().is_some());
+    match usable.or(devices.first()) {
+        Some(device) => Fabric::open(&device.name, None)?.domain(),
+        None => Err(VerbsError::NoDevice),
+    }
 }
 
 /// The memory of a node, if it is on this host.

@@ -9,18 +9,20 @@ use std::time::{Duration, Instant};
 use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
 use super::lease::Lease;
-use super::links::{self, Chosen, LinkKind};
+use super::links::{self, Chosen, LinkChoice, LinkKind};
 use super::node::Topology;
 use super::origin::OriginWorker;
+use super::rdma::link::{RdmaLink, SCRATCH_BYTES};
 use super::report::{CacheReport, Latencies, NodeReport};
 use super::session::ClusterSession;
 use super::shared::link::SharedLink;
 use super::tcp::link::TcpLink;
-use super::worker::Worker;
+use super::worker::{Ended, Worker};
 use super::{ClusterError, ClusterOptions};
 use crate::cluster::placement::balance;
 use crate::parallel::lock;
 use crate::record::ItemKey;
+use crate::transport::verbs::Domain;
 use crate::transport::{Accept, ChunkRead, TransportError};
 
 /// Two threads that fault the same 2 MiB page wait for one another while it is cleared.
@@ -37,6 +39,8 @@ pub(super) struct Load<'a> {
     regions: Vec<OnceLock<()>>,
     /// For each node, what its chunks come by.
     links: Vec<OnceLock<Result<Chosen, NodeError>>>,
+    /// For each node, why it was not read as was chosen.
+    fallbacks: Mutex<Vec<Option<String>>>,
     /// For each node, the index keys of what it is to keep until the load has ended.
     kept: Vec<Vec<u8>>,
     tallies: Mutex<Tally>,
@@ -61,6 +65,7 @@ impl Tally {
     fn merge(&mut self, other: &Self) {
         for (sum, one) in self.nodes.iter_mut().zip(&other.nodes) {
             sum.chunks += one.chunks;
+            one.by.named().for_each(|(kind, count)| sum.by.add(kind, count));
             sum.bytes += one.bytes;
             sum.failures += one.failures;
             if one.last_failure.is_some() {
@@ -74,8 +79,9 @@ impl Tally {
         self.latencies.merge(&other.latencies);
     }
 
-    pub(super) fn supplied(&mut self, node: usize, bytes: usize, begun: Instant) {
+    pub(super) fn supplied(&mut self, node: usize, by: LinkKind, bytes: usize, begun: Instant) {
         self.nodes[node].chunks += 1;
+        self.nodes[node].by.add(by, 1);
         self.nodes[node].bytes += u64::try_from(bytes).unwrap_or(0);
         self.latencies.add(begun.elapsed());
     }
@@ -107,6 +113,7 @@ impl<'a> Load<'a> {
             deadline,
             regions: Vec::new(),
             links: topology.nodes.iter().map(|_| OnceLock::new()).collect(),
+            fallbacks: Mutex::new(vec![None; topology.nodes.len()]),
             kept: vec![Vec::new(); topology.nodes.len()],
             tallies: Mutex::new(Tally::of(topology.nodes.len())),
         }
@@ -117,17 +124,22 @@ impl<'a> Load<'a> {
         mut self,
         reads: Vec<ChunkRead<'_>>,
     ) -> (Result<(), TransportError>, CacheReport, Lease) {
+        // One queue to each node needs some; until it is used it is not there.
+        let mut scratch: Vec<Vec<u8>> =
+            self.topology.nodes.iter().map(|_| vec![0; SCRATCH_BYTES]).collect();
         let (board, used) = self.post(reads);
         let mut lease = Lease::take(self.topology, &self.kept);
         let nodes = &self.topology.nodes;
         let here = &self;
         thread::scope(|scope| {
             let connections = self.options.connections_to_each(nodes.len());
+            let mut scratch: Vec<Option<&mut [u8]>> =
+                scratch.iter_mut().map(|scratch| Some(&mut scratch[..])).collect();
             for node in used {
                 board.join(node, connections);
                 for _ in 0..connections {
-                    let board = &board;
-                    scope.spawn(move || here.work(board, node));
+                    let (board, scratch) = (&board, scratch[node].take());
+                    scope.spawn(move || here.work(board, node, scratch));
                 }
             }
             if self.session.has_origin() {
@@ -140,14 +152,10 @@ impl<'a> Load<'a> {
         let result = end.map_err(|(stop, left)| self.explain(stop, left));
         let tally = lock(&self.tallies);
         let named =
-            nodes.iter().zip(&tally.nodes).zip(&self.links).map(|((node, report), link)| {
-                let chosen = link.get().and_then(|chosen| chosen.as_ref().ok());
-                NodeReport {
-                    name: node.name().to_owned(),
-                    link: chosen.map_or(LinkKind::Tcp, Chosen::kind),
-                    link_reason: chosen.and_then(Chosen::reason).map(str::to_owned),
-                    ..report.clone()
-                }
+            nodes.iter().zip(&tally.nodes).enumerate().map(|(number, (node, report))| NodeReport {
+                name: node.name().to_owned(),
+                link_reason: self.reason(number),
+                ..report.clone()
             });
         let report = CacheReport {
             epoch: self.topology.epoch,
@@ -166,16 +174,64 @@ impl<'a> Load<'a> {
         (result, report, lease)
     }
 
-    /// One thread's part: brings chunks from `node`.
-    fn work(&self, board: &Board<'_>, number: usize) {
-        let worker = Worker::new(self, board, number);
-        let choose =
-            || links::choose(&self.topology.nodes[number], self.options.link, self.deadline);
+    /// One thread's part: brings chunks from a node. With memory of its own it can do so by RDMA.
+    fn work<'m>(&self, board: &Board<'m>, number: usize, scratch: Option<&'m mut [u8]>) {
+        let mut worker = Worker::new(self, board, number);
+        let node = &self.topology.nodes[number];
+        let device = &self.session.cluster.0.device;
+        let choose = || links::choose(node, self.options.link, device, self.deadline);
         match self.links[number].get_or_init(choose) {
-            Ok(Chosen::Shared(arena)) => worker.run(SharedLink::new(Arc::clone(arena))),
-            Ok(Chosen::Tcp(_)) => worker.run(TcpLink::default()),
+            Ok(Chosen::Shared(arena)) => {
+                worker.run(LinkKind::Shared, SharedLink::new(Arc::clone(arena)));
+            }
+            Ok(Chosen::Tcp(_)) => {
+                worker.run(LinkKind::Tcp, TcpLink::default());
+            }
+            Ok(Chosen::Rdma(domain, _)) => match scratch {
+                Some(scratch) => self.work_by_rdma(&mut worker, domain, scratch),
+                // One queue to a node is enough.
+                None => {
+                    worker.leave_to_others();
+                }
+            },
             Err(error) => worker.give_up(error),
         }
+        worker.finish();
+    }
+
+    fn work_by_rdma<'m>(
+        &self,
+        worker: &mut Worker<'_, 'm>,
+        domain: &Domain,
+        scratch: &'m mut [u8],
+    ) {
+        let ended = domain.scope(|scope| match RdmaLink::new(scope, scratch) {
+            Ok(link) => worker.run(LinkKind::Rdma, link),
+            Err(error) => Ended::Useless(error.into()),
+        });
+        let Ended::Useless(error) = ended else { return };
+        let reason = format!("rdma: {error}");
+        log::info!("cache node {}: {reason}", worker.node.name());
+        if self.options.link == LinkChoice::Auto {
+            lock(&self.fallbacks)[worker.number] = Some(reason);
+            worker.run(LinkKind::Tcp, TcpLink::default());
+        } else {
+            worker.give_up(&NodeError::NoLink(reason));
+        }
+    }
+
+    /// Why chunks of this node came by nothing faster.
+    fn reason(&self, number: usize) -> Option<String> {
+        let chosen = self.links[number].get()?.as_ref().ok()?;
+        let reasons = [chosen.reason().map(str::to_owned), lock(&self.fallbacks)[number].clone()];
+        let reasons: Vec<String> =
+            reasons.into_iter().flatten().filter(|reason| !reason.is_empty()).collect();
+        (!reasons.is_empty()).then(|| reasons.join("; "))
+    }
+
+    /// Index keys of what node `number` is to keep until the load has ended, one after the other.
+    pub(super) fn kept(&self, number: usize) -> &[u8] {
+        &self.kept[number]
     }
 
     /// Decides who is asked for what first; returns the nodes that may be asked for anything.

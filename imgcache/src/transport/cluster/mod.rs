@@ -22,6 +22,7 @@ mod node;
 mod origin;
 pub mod pin;
 pub mod publish;
+mod rdma;
 mod report;
 mod session;
 mod shared;
@@ -35,9 +36,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use self::error::{ClusterError, NodeError};
+use self::links::LocalDevice;
 pub use self::links::{InvalidLink, LinkChoice, LinkKind};
 pub use self::node::{Candidates, Node, Topology};
-pub use self::report::{CacheReport, NodeReport};
+pub use self::report::{CacheReport, LinkCounts, NodeReport};
 use self::session::ClusterSession;
 pub use self::tcp::connection::{Connection, Item, Put, PutAnswer};
 pub use self::tcp::stream::{Dialer, Tls, TlsError, TlsFiles};
@@ -97,6 +99,11 @@ impl Default for ClusterOptions {
 }
 
 impl ClusterOptions {
+    /// How long to wait for the next sign of life of a node that was slow so many times.
+    fn progress_of(&self, doublings: u32) -> Duration {
+        self.progress.saturating_mul(1 << doublings.min(16))
+    }
+
     fn connections_to_each(&self, nodes: usize) -> usize {
         self.connections.div_ceil(nodes.max(1)).max(1)
     }
@@ -115,6 +122,8 @@ struct Inner {
     file: Option<MembersFile>,
     topology: Mutex<Arc<Topology>>,
     origin: Option<Box<dyn Transport>>,
+    /// For RDMA.
+    device: LocalDevice,
     /// Names that came from the origin, to be published once their image is loaded.
     pulled: Mutex<Vec<(ManifestId, ImageName)>>,
 }
@@ -143,8 +152,8 @@ impl Cluster {
         let (connect, progress) = (options.connect, options.progress);
         let dialer = Arc::new(Dialer { tls, connect, progress });
         let topology = Mutex::new(Arc::new(Topology::new(&members, &dialer, None)));
-        let (url, pulled) = (url.clone(), Mutex::default());
-        Ok(Self(Arc::new(Inner { url, options, dialer, file, topology, origin, pulled })))
+        let (url, pulled, device) = (url.clone(), Mutex::default(), LocalDevice::default());
+        Ok(Self(Arc::new(Inner { url, options, dialer, file, topology, origin, device, pulled })))
     }
 
     /// How it is used.

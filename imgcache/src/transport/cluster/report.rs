@@ -33,18 +33,52 @@ pub struct CacheReport {
     pub chunk_ms_p99: f64,
 }
 
+/// Chunks by what they came by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LinkCounts {
+    /// Out of the node's memory on this host.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub shared: u64,
+    /// By RDMA READ.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub rdma: u64,
+    /// By the memcached protocol.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub tcp: u64,
+}
+
+impl LinkCounts {
+    pub(super) fn add(&mut self, kind: LinkKind, count: u64) {
+        match kind {
+            LinkKind::Shared => self.shared += count,
+            LinkKind::Rdma => self.rdma += count,
+            LinkKind::Tcp => self.tcp += count,
+        }
+    }
+
+    /// Those that are not 0, by name.
+    pub fn named(&self) -> impl Iterator<Item = (LinkKind, u64)> {
+        let all = [
+            (LinkKind::Shared, self.shared),
+            (LinkKind::Rdma, self.rdma),
+            (LinkKind::Tcp, self.tcp),
+        ];
+        all.into_iter().filter(|(_, count)| *count > 0)
+    }
+}
+
 /// What one node did for a load.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct NodeReport {
     /// The node.
     pub name: String,
-    /// What its chunks came by.
-    pub link: LinkKind,
+    /// Chunks that it supplied.
+    pub chunks: u64,
+    /// What these came by.
+    pub by: LinkCounts,
     /// Why by nothing faster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_reason: Option<String>,
-    /// Chunks that it supplied.
-    pub chunks: u64,
     /// Their bytes.
     pub bytes: u64,
     /// Connections to it that failed, or did not come about.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::board::{Board, Next, Outcome, Stop, Task, Work};
 use super::error::NodeError;
+use super::links::LinkKind;
 use super::load::{Load, Tally};
 use super::node::Node;
 use super::{PATIENCE, is_first_few};
@@ -19,6 +20,15 @@ pub(super) trait Link<'m> {
 
     /// After the end.
     fn close(self, node: &Node);
+}
+
+/// Why no more chunks come by a link.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// There are none, or the node has none for us.
+    Over,
+    /// The node has some, but not by this link.
+    Useless(NodeError),
 }
 
 /// What a failure leaves.
@@ -40,6 +50,7 @@ pub(super) struct Worker<'l, 'm> {
     pub(super) node: &'l Node,
     /// How often the node was too slow: each time doubles what it is given.
     pub(super) doublings: u32,
+    kind: LinkKind,
     /// Chunks that the board has not been told of.
     arrived: usize,
     tally: Tally,
@@ -48,15 +59,27 @@ pub(super) struct Worker<'l, 'm> {
 impl<'l, 'm> Worker<'l, 'm> {
     pub(super) fn new(load: &'l Load<'l>, board: &'l Board<'m>, number: usize) -> Self {
         let node = &*load.topology.nodes[number];
-        Self { load, board, number, node, doublings: 0, arrived: 0, tally: load.new_tally() }
+        let (kind, tally) = (LinkKind::Tcp, load.new_tally());
+        Self { load, board, number, node, doublings: 0, kind, arrived: 0, tally }
     }
 
-    /// Brings chunks by `link` until there are no more, or the node is of no use.
-    pub(super) fn run(mut self, mut link: impl Link<'m>) {
-        while let Some(result) = link.step(&mut self) {
+    /// Brings chunks by `link`, which is of this `kind`, until there are no more, or it or the node is of
+    /// no use.
+    pub(super) fn run(&mut self, kind: LinkKind, mut link: impl Link<'m>) -> Ended {
+        self.kind = kind;
+        let mut ended = Ended::Over;
+        while let Some(result) = link.step(self) {
             self.tell_arrived();
             let Err(error) = result else { continue };
             let Failed { pending, aged, answered } = link.fail(&error);
+            if kind == LinkKind::Rdma && error.is_of_rdma() && !answered {
+                // Nothing is wrong with the node; other replicas may still do it by RDMA.
+                for work in pending {
+                    self.board.pass_on(work, self.number, Outcome::Failed);
+                }
+                ended = Ended::Useless(error);
+                break;
+            }
             if !aged {
                 self.tally.failed(self.number, &error);
                 self.node.failed(&error);
@@ -98,14 +121,23 @@ impl<'l, 'm> Worker<'l, 'm> {
         }
         self.tell_arrived();
         link.close(self.node);
+        ended
+    }
+
+    /// Leaves the node to its other workers, if it has any.
+    pub(super) fn leave_to_others(&self) -> bool {
+        self.board.leave_to_others(self.number)
+    }
+
+    /// Adds up what it has done.
+    pub(super) fn finish(self) {
         self.load.add(&self.tally);
     }
 
     /// The node cannot be read at all.
-    pub(super) fn give_up(mut self, error: &NodeError) {
+    pub(super) fn give_up(&mut self, error: &NodeError) {
         self.tally.failed(self.number, error);
         self.board.leave(self.number);
-        self.load.add(&self.tally);
     }
 
     /// What to ask for: up to `bytes` and `count` chunks.
@@ -121,7 +153,7 @@ impl<'l, 'm> Worker<'l, 'm> {
     /// A chunk has come that was asked for at `begun`. Whether it is what it should be; if it is not,
     /// it goes to somebody else.
     pub(super) fn accept(&mut self, work: Work<'m>, begun: Instant) -> bool {
-        if self.is_whole(&work) {
+        if self.is_whole(&work.task, work.buffer) {
             self.supplied(&work, begun);
             return true;
         }
@@ -132,13 +164,13 @@ impl<'l, 'm> Worker<'l, 'm> {
     }
 
     /// Whether a chunk that has come is what it should be.
-    pub(super) fn is_whole(&self, work: &Work<'m>) -> bool {
-        (self.load.accept)(work.task.index, work.buffer)
+    pub(super) fn is_whole(&self, task: &Task, bytes: &[u8]) -> bool {
+        (self.load.accept)(task.index, bytes)
     }
 
     /// A chunk has come that was asked for at `begun`, and is whole.
     pub(super) fn supplied(&mut self, work: &Work<'m>, begun: Instant) {
-        self.tally.supplied(self.number, work.buffer.len(), begun);
+        self.tally.supplied(self.number, self.kind, work.buffer.len(), begun);
         self.arrived += 1;
     }
 

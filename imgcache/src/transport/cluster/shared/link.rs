@@ -49,7 +49,7 @@ impl<'m> SharedLink<'m> {
             worker.wrong_length(work, entry.length.into());
             return None;
         }
-        if !self.arena.copy(&entry, work.buffer) || !worker.is_whole(&work) {
+        if !self.arena.copy(&entry, work.buffer) || !worker.is_whole(&work.task, work.buffer) {
             // It was replaced meanwhile, or is damaged: the node knows.
             return Some(work);
         }

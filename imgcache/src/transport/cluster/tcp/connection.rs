@@ -101,6 +101,11 @@ impl Connection {
         self.stream.is_on_this_host()
     }
 
+    /// Whether the other end has closed it, or its host says that there is nobody.
+    pub(in crate::transport::cluster) fn peer_is_gone(&self) -> bool {
+        self.stream.peer_is_gone()
+    }
+
     /// Waits so long for the next byte.
     pub(in crate::transport::cluster) fn set_patience(&mut self, progress: Duration) {
         self.stream.set_patience(progress);

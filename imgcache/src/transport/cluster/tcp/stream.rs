@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, recv};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
@@ -190,6 +192,21 @@ impl Stream {
         match (tcp.local_addr(), tcp.peer_addr()) {
             (Ok(local), Ok(peer)) => local.ip() == peer.ip(),
             _ => false,
+        }
+    }
+
+    /// Whether the other end has closed it, or its host says that there is nobody.
+    pub(super) fn peer_is_gone(&self) -> bool {
+        let mut byte = [0; 1];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let peeked = match &self.kind {
+            Kind::Tcp(stream) => recv(stream, &mut byte[..], flags),
+            Kind::Unix(stream) => recv(stream, &mut byte[..], flags),
+            Kind::Tls(stream) => recv(&stream.sock, &mut byte[..], flags),
+        };
+        match peeked {
+            Ok((_, length)) => length == 0,
+            Err(error) => !matches!(error, Errno::WOULDBLOCK | Errno::INTR),
         }
     }
 
