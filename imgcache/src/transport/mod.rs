@@ -7,6 +7,7 @@
 
 pub mod embedded;
 pub mod memcached;
+pub mod verbs;
 
 use std::fs::File;
 use std::sync::Arc;
