@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod embedded;
+pub mod verbs;
 
 use std::fs::File;
 use std::sync::Arc;

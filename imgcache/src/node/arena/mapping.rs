@@ -23,6 +23,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
+use crate::transport::verbs::{Memory, Part, Span};
+
 /// What slots are multiples of, in bytes.
 pub const GRANULE: usize = 256;
 
@@ -130,6 +132,14 @@ impl Mapping {
     }
 }
 
+// SAFETY: one mapping, readable and writable, which nobody unmaps or remaps before it is dropped
+// (invariant 1). Readers from afar verify what they read (invariant 4).
+unsafe impl Memory for Mapping {
+    fn span(&self) -> Span {
+        Span { address: self.start.as_ptr().expose_provenance(), length: self.length }
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: what `new` mapped; slots keep the mapping alive, and words borrow it.
@@ -203,6 +213,15 @@ impl Slot {
                 self.length,
             )
         }
+    }
+}
+
+// SAFETY: at the same place for as long as it lives, as it keeps the mapping (invariant 1); references
+// to its bytes are made through it only (invariant 3).
+unsafe impl Part for Slot {
+    fn span(&self) -> Span {
+        let address = self.mapping.start.as_ptr().expose_provenance() + self.offset;
+        Span { address, length: self.length }
     }
 }
 

@@ -26,6 +26,7 @@ pub use open::{Opened, open};
 use crate::index::entry::ENTRY_WORDS;
 use crate::index::reader::Exported;
 use crate::index::table::TableGeometry;
+use crate::transport::verbs::Memory;
 use header::HEADER_BYTES;
 use mapping::Mapping;
 
@@ -197,6 +198,11 @@ impl Arena {
     /// The words of the header's page.
     fn page(&self) -> &[AtomicU64] {
         &self.mapping.words()[..HEADER_BYTES / 8]
+    }
+
+    /// All of it, to be registered with RDMA devices.
+    pub fn memory(&self) -> Arc<dyn Memory> {
+        Arc::clone(&self.mapping) as Arc<dyn Memory>
     }
 
     /// Takes `capacity` bytes at `offset` of the content, showing `length` of them; none if they are

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
+use super::links::LinkKind;
 use super::load::{Load, ORIGIN_NAP, Tally};
 use super::node::Node;
 use super::tcp::connection::{Claim, Put, PutAnswer};
@@ -90,7 +91,7 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
         }
         match claimed {
             Some((number, Claim::Hit)) if self.accepts(&one.work) => {
-                self.tally.supplied(number, one.work.buffer.len(), one.since);
+                self.tally.supplied(number, LinkKind::Tcp, one.work.buffer.len(), one.since);
                 self.board.arrived(1, None);
             }
             Some((_, Claim::Taken)) if one.since.elapsed() < self.load.options.claim_patience => {

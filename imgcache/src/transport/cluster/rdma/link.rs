@@ -127,7 +127,7 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
         let memory = match self.scope.register(buffers) {
             Ok(memory) => memory,
             Err(refused) => {
-                let works = tasks.into_iter().zip(refused.rest);
+                let works = tasks.into_iter().zip(refused.items);
                 self.taken.extend(works.map(|(task, buffer)| Work { task, buffer }));
                 return Err(refused.error.into());
             }
@@ -177,7 +177,7 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
         posted: Result<(), crate::transport::verbs::Refused<Transfer<'s, 'm>>>,
     ) -> Result<(), NodeError> {
         let Err(refused) = posted else { return Ok(()) };
-        for transfer in refused.rest {
+        for transfer in refused.items {
             self.put_back(transfer.id, transfer.local);
         }
         Err(refused.error.into())
