@@ -9,6 +9,7 @@ mod arithmetic;
 mod config;
 mod counters;
 mod error;
+mod evict;
 mod hold;
 mod item;
 mod key;
@@ -44,7 +45,6 @@ pub use request::{
 pub use time::{Expires, Now};
 
 use crate::node::arena::Arena;
-use crate::node::slab::Class;
 use crate::parallel::lock;
 use maintenance::Populating;
 use state::State;
@@ -64,19 +64,5 @@ pub struct Cache {
 impl Cache {
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-
-    /// Memory for `length` bytes of content; evicts for it what is needed. Nothing is taken before
-    /// the length is checked.
-    ///
-    /// # Errors
-    /// Too large, or all memory is in use.
-    pub fn reserve(&self, length: usize, now: Now) -> Result<Reservation, ReserveError> {
-        let too_large = ReserveError::TooLarge { length, limit: self.max_item_bytes };
-        if length > self.max_item_bytes {
-            return Err(too_large);
-        }
-        let class = Class::for_length(length).ok_or(too_large)?;
-        self.lock().reserve(class, length, now)
     }
 }

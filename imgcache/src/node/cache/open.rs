@@ -106,6 +106,7 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
         table,
         slabs: Slabs::new(layout.slabs),
         queues: Default::default(),
+        slab_cursors: Default::default(),
         class_counts: Default::default(),
         counts: Counts::default(),
         items_by_kind: PerKind::default(),

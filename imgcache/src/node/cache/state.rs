@@ -38,6 +38,8 @@ pub(super) struct State {
     pub table: Table,
     pub slabs: Slabs,
     pub queues: [Queue; CLASSES],
+    /// The slab of each class that was looked at last for being emptied.
+    pub slab_cursors: [u32; CLASSES],
     pub class_counts: [ClassCounts; CLASSES],
     pub counts: Counts,
     pub items_by_kind: PerKind,

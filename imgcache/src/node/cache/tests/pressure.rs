@@ -98,6 +98,44 @@ fn a_class_without_anything_takes_a_slab_that_nobody_uses() {
 }
 
 #[test]
+fn a_few_held_items_do_not_stand_before_the_rest() {
+    const CHUNK: usize = 256 << 10;
+    let cache = cache(48);
+    fill(&cache, 192, CHUNK, at(0));
+    // One of the eight of a slab is pinned, in each slab but the last: whoever takes a slab has to
+    // look behind them.
+    let keys: Vec<IndexKey> = (0..184).step_by(8).map(|n| key(large(n)).index()).collect();
+    cache.pin([1; 32], &keys, at(0)).unwrap();
+    set(&cache, "small", b"x", at(0));
+    assert_eq!((cache.counters().counts.slabs_moved, present(&cache, 192, at(0)).len()), (1, 184));
+    assert_eq!(cache.held(&keys, at(0)).missing, 0);
+    // None is left that could be taken, in whatever order they are looked at.
+    let _small = cache.get(&key("small"), at(0)).unwrap();
+    for _ in 0..3 {
+        assert!(cache.reserve(4096, at(0)).is_err());
+    }
+    assert!(cache.unpin([1; 32]));
+    assert!(cache.reserve(4096, at(0)).is_ok());
+}
+
+#[test]
+fn a_long_run_of_held_items_is_searched_to_its_end() {
+    let count = 3 * super::super::evict::LOOKS as u64;
+    let config = CacheConfig { index_entries: Some(1 << 17), ..config(12) };
+    let config = CacheConfig { max_pinned_permille: 1000, ..config };
+    let cache = Cache::open(&config).unwrap().0;
+    fill(&cache, count, 4, at(0));
+    let keys: Vec<IndexKey> = (0..count - 1).map(|n| key(large(n)).index()).collect();
+    cache.pin([1; 32], &keys, at(0)).unwrap();
+    assert_eq!((cache.counters().free_slabs, cache.counters().used), (0, 12 << 20));
+    set(&cache, "small", b"x", at(0));
+    assert_eq!(cache.held(&[key(large(count - 1)).index()], at(0)).items, 0);
+    let held = cache.get(&key("small"), at(0)).unwrap();
+    assert!(cache.reserve(4, at(0)).is_err());
+    assert_eq!(held.bytes(), b"x");
+}
+
+#[test]
 fn leases_and_pins_keep_items_until_they_end() {
     let cache = cache(8);
     fill(&cache, 8, LARGE, at(0));
