@@ -1,5 +1,6 @@
 //! How a cache is set up.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -54,6 +55,29 @@ impl Default for CacheConfig {
         }
     }
 }
+
+/// What opening a file is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenStep {
+    /// Looking through the index, in entries.
+    Scan,
+    /// Hashing content, in items.
+    Verify,
+}
+
+/// How far opening a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// With what.
+    pub step: OpenStep,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much it is.
+    pub all: u64,
+}
+
+/// Is told again and again how far opening is, and may stop it.
+pub type Watch<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 /// What opening gave.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -18,6 +18,9 @@ pub enum CacheError {
     /// Items of this size cannot be kept.
     #[error("items of {0} bytes cannot be kept: 1 to {max} bytes", max = super::config::MAX_ITEM_BYTES)]
     ItemSize(usize),
+    /// Whoever watched the opening did not want it any more. What a file holds is still there.
+    #[error("opening was stopped")]
+    Stopped,
     /// More than all memory.
     #[error("{setting} is {permille} thousandths of the memory: at most 1000")]
     Permille {

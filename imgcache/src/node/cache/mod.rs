@@ -31,7 +31,9 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub use config::{Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport};
+pub use config::{
+    Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport, OpenStep, Progress, Watch,
+};
 pub use counters::{
     ClassStats, Counters, Counts, Granted, Held, LeaseInfo, Maintained, PinInfo, Placement,
 };

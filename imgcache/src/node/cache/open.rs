@@ -1,10 +1,11 @@
 //! Setting a cache up.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::config::{CacheConfig, MAX_ITEM_BYTES, OpenReport};
+use super::config::{CacheConfig, MAX_ITEM_BYTES, OpenReport, Watch};
 use super::counters::Counts;
 use super::error::CacheError;
 use super::item::Returns;
@@ -38,6 +39,18 @@ impl Cache {
     /// # Errors
     /// As [`Cache::open`].
     pub fn open_at(config: &CacheConfig, now: Now) -> Result<(Self, OpenReport), CacheError> {
+        Self::open_watched(config, now, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`Cache::open_at`], telling `watch` how far it is: with a large file it takes long.
+    ///
+    /// # Errors
+    /// As [`Cache::open`]; or `watch` stopped it.
+    pub fn open_watched(
+        config: &CacheConfig,
+        now: Now,
+        watch: Watch<'_>,
+    ) -> Result<(Self, OpenReport), CacheError> {
         check(config)?;
         let slabs = config.memory_bytes.div_ceil(SLAB_BYTES as u64).max(1);
         let table = match config.index_entries {
@@ -52,7 +65,7 @@ impl Cache {
         let mut restored = Restored::default();
         opened.begin();
         if !opened.previous.is_empty() {
-            restored = restore::restore(&mut state, &opened.previous, now);
+            restored = restore::restore(&mut state, &opened.previous, now, watch)?;
         }
         opened.settle();
         let report = OpenReport {
