@@ -91,7 +91,7 @@ struct NetworkOptions {
     #[arg(long, value_name = "MODE", default_value = "700", value_parser = mode)]
     unix_mode: u32,
 
-    /// Serve /metrics, /healthz and /readyz here; not by default.
+    /// Serve /metrics, /healthz and /readyz here, also while the arena is verified; not by default.
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<SocketAddr>,
 
@@ -252,6 +252,11 @@ impl Cli {
         }
     }
 
+    /// Where metrics and health are to be served.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.network.http
+    }
+
     /// How many connections there are to be, if anybody said so.
     pub fn max_connections(&self) -> Option<usize> {
         self.network.max_connections
@@ -264,7 +269,6 @@ impl Cli {
         ServerConfig {
             listen: if network.no_tcp { Vec::new() } else { network.listen.clone() },
             unix: network.unix.clone().map(|path| UnixConfig { path, mode: network.unix_mode }),
-            http: network.http,
             tls: tls.tls_cert.clone().zip(tls.tls_key.clone()).map(|(certificates, key)| {
                 TlsConfig { certificates, key, client_authorities: tls.tls_client_ca.clone() }
             }),
@@ -305,9 +309,10 @@ mod tests {
 
     #[test]
     fn nothing_but_this_machine_is_served_unless_asked() {
-        let server = Cli::parse_from(["imgcached"]).server(1);
+        let cli = Cli::parse_from(["imgcached"]);
+        let server = cli.server(1);
         assert!(server.listen.iter().all(|address| address.ip().is_loopback()));
-        assert_eq!((server.http, server.unix.is_none()), (None, true));
+        assert_eq!((cli.http(), server.unix.is_none()), (None, true));
         let server = Cli::parse_from(["imgcached", "--no-tcp", "--unix", "x"]).server(1);
         assert!(server.listen.is_empty());
     }
