@@ -187,7 +187,7 @@ impl State {
     /// Evicts ahead, so that no store has to wait for it: about 2 % of each class are kept free once
     /// all slabs belong to one. Evicts `most` items at most, and returns how many it did.
     pub fn evict_ahead(&mut self, most: usize, now: Now) -> usize {
-        self.settle(now);
+        self.settle();
         if self.slabs.free_slabs() > 0 {
             return 0;
         }
@@ -196,7 +196,7 @@ impl State {
             let slots = self.slabs.slabs_of(class) * class.slots();
             // Rounded down: a class of few slots needs them all.
             let wanted = slots * RESERVE_PERCENT / 100;
-            let waiting = usize::try_from(self.waiting_bytes).unwrap_or(usize::MAX);
+            let waiting = usize::try_from(self.quarantine.bytes()).unwrap_or(usize::MAX);
             let mut missing = wanted
                 .saturating_sub(self.slabs.free_of(class))
                 .saturating_sub(waiting / class.slot_bytes());
@@ -205,7 +205,7 @@ impl State {
                 evicted += 1;
             }
         }
-        self.settle(now);
+        self.settle();
         evicted
     }
 }

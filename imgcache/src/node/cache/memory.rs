@@ -98,7 +98,7 @@ impl State {
             length,
             leased: self.holds.leased(),
             pinned: self.holds.pinned(),
-            quarantined: self.waiting_bytes,
+            quarantined: self.quarantine.bytes(),
             capacity: self.capacity(),
         }
     }
@@ -114,12 +114,12 @@ impl State {
         }
         self.counts.leases_expired += self.holds.expire(now.monotonic);
         for _ in 0..ATTEMPTS {
-            self.settle(now);
+            self.settle();
             if let Some(place) = self.slabs.allocate(class) {
                 return Ok(place);
             }
             // While removed items wait, removing more would empty the cache for nothing.
-            if !self.quarantine.is_zero() && self.waiting_bytes >= self.most_waiting(class) {
+            if self.quarantine.is_on() && self.quarantine.bytes() >= self.most_waiting(class) {
                 return Err(Shortage::Nothing);
             }
             match self.make_room(class, now) {
@@ -128,7 +128,7 @@ impl State {
                 Room::Nothing => return Err(Shortage::Nothing),
             }
         }
-        self.settle(now);
+        self.settle();
         self.slabs.allocate(class).ok_or(Shortage::Nothing)
     }
 
@@ -140,32 +140,22 @@ impl State {
 
     /// Frees the places that came back, and those that waited long enough. Returns the bytes of the
     /// latter.
-    pub fn settle(&mut self, now: Now) -> u64 {
+    pub fn settle(&mut self) -> u64 {
         let mut returned = std::mem::take(&mut self.scratch);
         self.returns.take(&mut returned);
-        for Returned { place, published } in returned.drain(..) {
-            if published && !self.quarantine.is_zero() {
-                // From when it is found, which is after it came back: the wait is not too short.
-                self.waiting.push_back((now.monotonic.saturating_add(self.quarantine), place));
-                self.waiting_bytes += self.bytes_of(place);
-            } else {
-                self.slabs.release(place);
-            }
+        let is_on = self.quarantine.is_on();
+        let waits = |returned: &&Returned| is_on && returned.published;
+        let waiting = returned.iter().filter(waits);
+        let class = |place: Place| Some((place, self.slabs.class(place.slab)?));
+        self.quarantine.enter(waiting.filter_map(|returned| class(returned.place)));
+        for returned in returned.iter().filter(|returned| !waits(returned)) {
+            self.slabs.release(returned.place);
         }
         self.scratch = returned;
-        let mut released = 0;
-        while let Some((until, place)) = self.waiting.front().copied()
-            && until <= now.monotonic
-        {
-            self.waiting.pop_front();
-            released += self.bytes_of(place);
+        let before = self.quarantine.bytes();
+        for place in self.quarantine.leave() {
             self.slabs.release(place);
         }
-        self.waiting_bytes -= released;
-        released
-    }
-
-    fn bytes_of(&self, place: Place) -> u64 {
-        self.slabs.class(place.slab).map_or(0, |class| class.slot_bytes() as u64)
+        before - self.quarantine.bytes()
     }
 }

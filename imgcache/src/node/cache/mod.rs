@@ -16,6 +16,7 @@ mod key;
 mod maintenance;
 mod memory;
 mod open;
+mod quarantine;
 mod read;
 mod remove;
 mod report;

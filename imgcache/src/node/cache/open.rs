@@ -1,6 +1,6 @@
 //! Setting a cache up.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -11,6 +11,7 @@ use super::error::CacheError;
 use super::item::Returns;
 use super::key::PerKind;
 use super::maintenance::Populating;
+use super::quarantine::Quarantine;
 use super::restore::Restored;
 use super::state::State;
 use super::table::Table;
@@ -131,9 +132,7 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
         flush_at: None,
         flushing: false,
         cursor: 0,
-        quarantine: config.quarantine,
-        waiting: VecDeque::new(),
-        waiting_bytes: 0,
+        quarantine: Quarantine::new(config.quarantine),
         scratch: Vec::new(),
         draining: false,
     }

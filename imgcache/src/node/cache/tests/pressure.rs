@@ -186,6 +186,7 @@ fn a_lease_that_nobody_ended_ends_where_memory_is_needed() {
 fn removed_content_stays_untouched_in_the_quarantine() {
     let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(8) };
     let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
     fill(&cache, 8, LARGE, at(0));
     // Two at a time are removed to be free later; more would not help.
     for _ in 0..5 {
@@ -193,12 +194,33 @@ fn removed_content_stays_untouched_in_the_quarantine() {
     }
     assert_eq!(cache.counters().quarantined, 2 << 20);
     assert_eq!(present(&cache, 8, at(1)).len(), 6);
+    put_clock(&clock, at(1));
     assert!(cache.reserve(LARGE, at(1)).is_err());
+    put_clock(&clock, at(2));
     let two: Vec<_> = (0..2).map(|_| cache.reserve(LARGE, at(2)).unwrap()).collect();
     assert_eq!(cache.counters().quarantined, 0);
     // What was never published need not wait.
     drop(two);
     assert!(cache.reserve(LARGE, at(2)).is_ok());
+}
+
+#[test]
+fn the_quarantine_goes_by_the_clock_and_not_by_the_time_of_an_operation() {
+    let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(8) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    set(&cache, "k", b"x", at(0));
+    let reader = cache.get(&key("k"), at(0)).unwrap();
+    cache.delete(&key("k"), &DeleteRequest::default(), at(0)).unwrap();
+    put_clock(&clock, at(10));
+    drop(reader);
+    // An operation that began ten seconds ago finds what came back just now.
+    cache.maintenance(at(0));
+    assert_eq!(cache.counters().quarantined, 256);
+    put_clock(&clock, at(11));
+    assert_eq!(cache.maintenance(at(11)).released, 0);
+    put_clock(&clock, at(12));
+    assert_eq!(cache.maintenance(at(12)).released, 256);
 }
 
 #[test]
