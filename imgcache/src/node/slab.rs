@@ -61,6 +61,8 @@ pub struct Place {
 struct Slab {
     class: Class,
     used: usize,
+    /// No slot is given out any more.
+    is_emptied: bool,
     /// A bit for each slot, set when it is in use.
     map: Box<[u64]>,
     /// Who owns each slot, [`NONE`] for reservations and for what waits to be free.
@@ -73,6 +75,7 @@ impl Slab {
         Self {
             class,
             used: 0,
+            is_emptied: false,
             map: vec![0; slots.div_ceil(64)].into(),
             owners: vec![NONE; slots].into(),
         }
@@ -103,6 +106,7 @@ struct OfClass {
 pub struct Slabs {
     all: Vec<Option<Slab>>,
     free: BTreeSet<u32>,
+    emptied: usize,
     classes: [OfClass; CLASSES],
 }
 
@@ -112,6 +116,7 @@ impl Slabs {
         Self {
             all: (0..count).map(|_| None).collect(),
             free: (0..count).collect(),
+            emptied: 0,
             classes: Default::default(),
         }
     }
@@ -144,7 +149,7 @@ impl Slabs {
             self.assign(place.slab, class)?;
         }
         let slab = self.slab(place.slab)?;
-        if slab.class != class || slab.is_used(slot) {
+        if slab.class != class || slab.is_used(slot) || slab.is_emptied {
             return None;
         }
         self.take(place.slab, slot)
@@ -183,11 +188,14 @@ impl Slabs {
         slab.map[slot / 64] &= !(1 << (slot % 64));
         slab.owners[slot] = NONE;
         slab.used -= 1;
-        let (class, empty) = (slab.class, slab.used == 0);
+        let (class, empty, is_emptied) = (slab.class, slab.used == 0, slab.is_emptied);
         let of_class = &mut self.classes[class.number()];
         of_class.used -= 1;
-        of_class.partial.insert(place.slab);
+        if !is_emptied {
+            of_class.partial.insert(place.slab);
+        }
         if empty {
+            self.emptied -= usize::from(is_emptied);
             of_class.partial.remove(&place.slab);
             of_class.slabs.remove(&place.slab);
             self.free.insert(place.slab);
@@ -198,6 +206,26 @@ impl Slabs {
             }
         }
         true
+    }
+
+    /// From now on no slot of this slab is given out, until the last one in use is given back. To be
+    /// said of a slab with slots in use.
+    pub fn set_emptied(&mut self, number: u32) {
+        let Some(slab) = self.slab_mut(number).filter(|slab| !slab.is_emptied) else { return };
+        slab.is_emptied = true;
+        let class = slab.class;
+        self.classes[class.number()].partial.remove(&number);
+        self.emptied += 1;
+    }
+
+    /// Whether a slab is on its way to be free.
+    pub fn is_emptied(&self, number: u32) -> bool {
+        self.slab(number).is_some_and(|slab| slab.is_emptied)
+    }
+
+    /// How many slabs are on their way to be free.
+    pub fn emptied(&self) -> usize {
+        self.emptied
     }
 
     /// Says whose a slot is, or that it is nobody's.

@@ -68,6 +68,8 @@ pub struct Counts {
     pub slabs_moved: u64,
     /// Reservations refused for want of memory.
     pub out_of_memory: u64,
+    /// Reservations put off because all memory for them was in quarantine.
+    pub quarantine_refusals: u64,
     /// Stores refused for want of an index entry.
     pub table_full: u64,
     /// Chunks refused because their content is not what their key says.

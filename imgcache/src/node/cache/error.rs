@@ -59,6 +59,14 @@ pub enum ReserveError {
         /// Bytes of all.
         capacity: u64,
     },
+    /// Memory is removed items' and not to be touched yet.
+    #[error("busy: retry after {} ms: memory for {length} bytes is in quarantine", retry_after.as_millis())]
+    Waiting {
+        /// Bytes asked for.
+        length: usize,
+        /// When there is some.
+        retry_after: Duration,
+    },
 }
 
 /// Why an item was not stored.

@@ -4,6 +4,7 @@ use super::key::Kind;
 use super::state::State;
 use super::table::FETCHED;
 use super::time::Now;
+use crate::node::arena::SLAB_BYTES;
 use crate::node::sieve::{NONE, Nodes, Victim};
 use crate::node::slab::Class;
 
@@ -99,6 +100,9 @@ impl State {
             None => self.next_whole_slab(donor, looks),
         };
         let Some(slab) = slab else { return room };
+        if self.quarantine.is_on() {
+            self.slabs.set_emptied(slab);
+        }
         let owners: Vec<u32> = self.slabs.owners(slab).flatten().collect();
         for id in owners {
             self.evict(id, now.unix, false);
@@ -185,21 +189,26 @@ impl State {
     }
 
     /// Evicts ahead, so that no store has to wait for it: about 2 % of each class are kept free once
-    /// all slabs belong to one. Evicts `most` items at most, and returns how many it did.
+    /// all slabs belong to one, and with a quarantine what is stored while a place waits. Evicts `most` items at most, and returns how many it did.
     pub fn evict_ahead(&mut self, most: usize, now: Now) -> usize {
         self.settle();
-        if self.slabs.free_slabs() > 0 {
+        let spare = self.slabs.free_slabs() * SLAB_BYTES;
+        if spare > 0 && !self.quarantine.is_on() {
             return 0;
         }
         let mut evicted = 0;
         for class in Class::all() {
+            let slot = class.slot_bytes();
             let slots = self.slabs.slabs_of(class) * class.slots();
             // Rounded down: a class of few slots needs them all.
-            let wanted = slots * RESERVE_PERCENT / 100;
-            let waiting = usize::try_from(self.quarantine.bytes()).unwrap_or(usize::MAX);
-            let mut missing = wanted
-                .saturating_sub(self.slabs.free_of(class))
-                .saturating_sub(waiting / class.slot_bytes());
+            let least = slots * RESERVE_PERCENT / 100;
+            let bytes = self.quarantine.wanted(class, (least * slot) as u64, self.capacity());
+            // No more than the half: the others are what the class is for.
+            let wanted = usize::try_from(bytes).unwrap_or(usize::MAX) / slot;
+            let wanted = wanted.min(slots / 2).max(least);
+            let waiting = usize::try_from(self.quarantine.bytes_of(class)).unwrap_or(usize::MAX);
+            let coming = self.slabs.free_of(class) + (waiting + spare) / slot;
+            let mut missing = wanted.saturating_sub(coming);
             while missing > 0 && evicted < most && self.evict_of(class, now) == Room::Made {
                 missing -= 1;
                 evicted += 1;

@@ -1,6 +1,7 @@
 //! Where memory comes from: free slots, what has come back, evicted items, other classes' slabs.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Cache;
 use super::error::ReserveError;
@@ -13,13 +14,15 @@ use crate::node::slab::{Class, Place, Slabs};
 
 /// How many times memory is tried to be made for one reservation.
 const ATTEMPTS: usize = 8;
+/// The shortest time after which a client is told to come again.
+const LEAST_RETRY: Duration = Duration::from_millis(1);
 
 /// Why there is no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shortage {
     /// Nothing was found that may go, but not everything was looked at.
     LookFurther,
-    /// Nothing may go.
+    /// Nothing may go, or enough went and waits.
     Nothing,
 }
 
@@ -28,14 +31,18 @@ impl Cache {
     /// the length is checked.
     ///
     /// # Errors
-    /// Too large, or all memory is in use.
+    /// Too large, all memory is in use, or what was removed for it still waits.
     pub fn reserve(&self, length: usize, now: Now) -> Result<Reservation, ReserveError> {
         let too_large = ReserveError::TooLarge { length, limit: self.max_item_bytes };
         if length > self.max_item_bytes {
             return Err(too_large);
         }
         let class = Class::for_length(length).ok_or(too_large)?;
-        let mut rounds = self.lock().rounds();
+        let mut rounds = {
+            let mut state = self.lock();
+            state.quarantine.ask(class);
+            state.rounds()
+        };
         loop {
             // Others get their turn between two searches.
             let mut state = self.lock();
@@ -92,6 +99,10 @@ impl State {
     }
 
     fn no_memory(&mut self, class: Class, length: usize) -> ReserveError {
+        if let Some(time) = self.quarantine.next() {
+            self.counts.quarantine_refusals += 1;
+            return ReserveError::Waiting { length, retry_after: time.max(LEAST_RETRY) };
+        }
         self.counts.out_of_memory += 1;
         self.class_counts[class.number()].out_of_memory += 1;
         ReserveError::NoMemory {
@@ -118,8 +129,7 @@ impl State {
             if let Some(place) = self.slabs.allocate(class) {
                 return Ok(place);
             }
-            // While removed items wait, removing more would empty the cache for nothing.
-            if self.quarantine.is_on() && self.quarantine.bytes() >= self.most_waiting(class) {
+            if self.quarantine.is_on() && self.is_enough_waiting(class) {
                 return Err(Shortage::Nothing);
             }
             match self.make_room(class, now) {
@@ -132,10 +142,15 @@ impl State {
         self.slabs.allocate(class).ok_or(Shortage::Nothing)
     }
 
-    /// How much is removed ahead when removed items wait before their memory is used again.
-    fn most_waiting(&self, class: Class) -> u64 {
-        let part = self.capacity() / 100 * RESERVE_PERCENT as u64;
-        part.max(2 * class.slot_bytes() as u64)
+    /// Whether so much was removed for `class` and waits that removing more would only empty the
+    /// cache.
+    fn is_enough_waiting(&self, class: Class) -> bool {
+        let capacity = self.capacity();
+        let part = capacity / 100 * RESERVE_PERCENT as u64;
+        let least = part.max(2 * class.slot_bytes() as u64);
+        let coming = (self.slabs.emptied() * SLAB_BYTES) as u64 + self.quarantine.bytes_of(class);
+        coming >= self.quarantine.wanted(class, least, capacity)
+            || self.quarantine.is_full(capacity)
     }
 
     /// Frees the places that came back, and those that waited long enough. Returns the bytes of the
@@ -146,8 +161,10 @@ impl State {
         let is_on = self.quarantine.is_on();
         let waits = |returned: &&Returned| is_on && returned.published;
         let waiting = returned.iter().filter(waits);
-        let class = |place: Place| Some((place, self.slabs.class(place.slab)?));
-        self.quarantine.enter(waiting.filter_map(|returned| class(returned.place)));
+        let slabs = &self.slabs;
+        self.quarantine.enter(waiting.filter_map(|Returned { place, .. }| {
+            Some((*place, slabs.class(place.slab)?, slabs.is_emptied(place.slab)))
+        }));
         for returned in returned.iter().filter(|returned| !waits(returned)) {
             self.slabs.release(returned.place);
         }

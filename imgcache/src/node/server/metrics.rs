@@ -206,6 +206,7 @@ fn cache_counts(writer: &mut Writer<'_>, all: &Counters) -> fmt::Result {
     writer.counter("reclaimed", "Expired items removed", None, counts.reclaimed)?;
     let refused = [
         ("memory", counts.out_of_memory),
+        ("quarantine", counts.quarantine_refusals),
         ("index", counts.table_full),
         ("hash", counts.hash_mismatches),
     ];

@@ -30,6 +30,22 @@ fn an_emptied_slab_is_anyones() {
     assert_eq!(slabs.used_bytes(), 256);
 }
 
+#[test]
+fn a_slab_that_is_emptied_gives_nothing_out_until_it_is_free() {
+    let mut slabs = Slabs::new(1);
+    let large = Class(12);
+    let place = slabs.allocate(large).unwrap();
+    slabs.set_emptied(0);
+    assert_eq!((slabs.emptied(), slabs.is_emptied(0)), (1, true));
+    assert_eq!(
+        (slabs.allocate(large), slabs.adopt(Place { slot: 1, ..place }, large)),
+        (None, None)
+    );
+    slabs.release(place);
+    assert_eq!((slabs.emptied(), slabs.is_emptied(0), slabs.free_slabs()), (0, false, 1));
+    assert!(slabs.allocate(large).is_some() && slabs.allocate(large).is_some());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Allocate(u8),

@@ -205,6 +205,65 @@ fn removed_content_stays_untouched_in_the_quarantine() {
 }
 
 #[test]
+fn a_full_cache_with_a_quarantine_takes_what_it_took_before() {
+    const CHUNK: usize = 64 << 10;
+    let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(64) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    fill(&cache, 1024, CHUNK, at(0));
+    // 4 MiB a second, 12 % of all in each quarantine.
+    let (mut stored, mut put_off) = (0, 0);
+    for second in 1..30 {
+        put_clock(&clock, at(second));
+        cache.maintenance(at(second));
+        for n in 0..64 {
+            let name = large(u64::from(second) * 1000 + n);
+            let content = content(n, CHUNK);
+            match cache.store_bytes(
+                &key(name),
+                StoreMode::Set,
+                &content,
+                &Attributes::default(),
+                at(second),
+            ) {
+                Ok(_) => stored += 1,
+                Err(StoreError::Reserve(ReserveError::Waiting { retry_after, .. })) => {
+                    assert!(retry_after <= Duration::from_secs(2));
+                    put_off += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    // Only while it had not seen yet how much is written.
+    assert!(put_off <= 3 * 64, "{put_off} of {} were put off", stored + put_off);
+    let counters = cache.counters();
+    assert!(counters.items >= 1024 * 3 / 4, "{} items are left", counters.items);
+    assert_eq!((counters.counts.quarantine_refusals, counters.counts.out_of_memory), (put_off, 0));
+}
+
+#[test]
+fn a_slab_that_is_emptied_for_another_class_is_waited_for() {
+    let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(64) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    fill(&cache, 64, LARGE, at(0));
+    for second in [0, 1] {
+        put_clock(&clock, at(second));
+        let refused = cache.reserve(10, at(second));
+        let retry_after = Duration::from_secs(2 - u64::from(second));
+        let waiting = ReserveError::Waiting { length: 10, retry_after };
+        assert_eq!(refused.map(|_| ()), Err(waiting));
+        assert_eq!(present(&cache, 64, at(second)).len(), 62, "one slab is enough");
+    }
+    // What is asked for meanwhile does not get that slab's places, so that it gets free.
+    let others = cache.reserve(LARGE, at(1));
+    assert!(matches!(others, Err(ReserveError::Waiting { .. })), "{others:?}");
+    put_clock(&clock, at(2));
+    assert!(cache.reserve(10, at(2)).is_ok());
+}
+
+#[test]
 fn the_quarantine_goes_by_the_clock_and_not_by_the_time_of_an_operation() {
     let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(8) };
     let cache = Cache::open(&config).unwrap().0;
