@@ -63,6 +63,10 @@ struct MemoryOptions {
     #[arg(short = 'I', long, value_name = "SIZE", default_value = "1M", value_parser = item_size)]
     max_item_size: usize,
 
+    /// How much of the memory values may take that are still being received, in thousandths.
+    #[arg(long, value_name = "PERMILLE", default_value_t = 500)]
+    max_reserved_permille: u16,
+
     /// How long memory rests after its item was removed, for remote readers without a lease.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     quarantine_ms: u64,
@@ -104,7 +108,8 @@ struct NetworkOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     idle_timeout: u64,
 
-    /// Close connections that leave a request unfinished or a reply unread for so long.
+    /// Close connections that leave a request unfinished or a reply unread for so long, and 1 s for
+    /// each 64 KiB of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stall_timeout: u64,
 
@@ -246,6 +251,7 @@ impl Cli {
             quarantine: Duration::from_millis(memory.quarantine_ms),
             max_leased_permille: leases.max_leased_permille,
             max_pinned_permille: leases.max_pinned_permille,
+            max_reserved_permille: memory.max_reserved_permille,
             max_leases: leases.max_leases,
             max_pins: leases.max_pins,
             populate: !memory.no_populate,

@@ -29,6 +29,8 @@ pub struct CacheConfig {
     pub max_leased_permille: u16,
     /// How much of the memory pins may hold, in thousandths.
     pub max_pinned_permille: u16,
+    /// How much of the memory may be reserved at once, and not filled yet, in thousandths.
+    pub max_reserved_permille: u16,
     /// How many leases there may be at once.
     pub max_leases: usize,
     /// How many images may be pinned at once.
@@ -49,6 +51,7 @@ impl Default for CacheConfig {
             quarantine: Duration::ZERO,
             max_leased_permille: 500,
             max_pinned_permille: 500,
+            max_reserved_permille: 1000,
             max_leases: 4096,
             max_pins: 4096,
             populate: true,

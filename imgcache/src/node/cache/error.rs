@@ -59,6 +59,21 @@ pub enum ReserveError {
         /// Bytes of all.
         capacity: u64,
     },
+    /// Others are filling as much as may be filled at once.
+    #[error(
+        "busy: retry after {} ms: {length} bytes on top of {reserved} of {limit} that are being filled",
+        retry_after.as_millis()
+    )]
+    Reserved {
+        /// Bytes asked for.
+        length: usize,
+        /// Bytes that are being filled.
+        reserved: u64,
+        /// The most.
+        limit: u64,
+        /// When to ask again.
+        retry_after: Duration,
+    },
     /// Memory is removed items' and not to be touched yet.
     #[error("busy: retry after {} ms: memory for {length} bytes is in quarantine", retry_after.as_millis())]
     Waiting {

@@ -1,6 +1,5 @@
 //! Where memory comes from: free slots, what has come back, evicted items, other classes' slabs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::Cache;
@@ -17,6 +16,9 @@ const ATTEMPTS: usize = 8;
 /// The shortest time after which a client is told to come again.
 const LEAST_RETRY: Duration = Duration::from_millis(1);
 
+/// The same, where others have to be done first.
+const RESERVED_RETRY: Duration = Duration::from_millis(50);
+
 /// Why there is no slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Shortage {
@@ -31,7 +33,8 @@ impl Cache {
     /// the length is checked.
     ///
     /// # Errors
-    /// Too large, all memory is in use, or what was removed for it still waits.
+    /// Too large, all memory is in use, or what was removed for it still waits, or others fill as
+    /// much as may be filled at once.
     pub fn reserve(&self, length: usize, now: Now) -> Result<Reservation, ReserveError> {
         let too_large = ReserveError::TooLarge { length, limit: self.max_item_bytes };
         if length > self.max_item_bytes {
@@ -40,6 +43,12 @@ impl Cache {
         let class = Class::for_length(length).ok_or(too_large)?;
         let mut rounds = {
             let mut state = self.lock();
+            let (reserved, limit) = (state.returns.reserved(), self.max_reserved);
+            if reserved + class.slot_bytes() as u64 > limit {
+                state.counts.reservations_refused += 1;
+                let retry_after = RESERVED_RETRY;
+                return Err(ReserveError::Reserved { length, reserved, limit, retry_after });
+            }
             state.quarantine.ask(class);
             state.rounds()
         };
@@ -93,8 +102,7 @@ impl State {
             tracing::error!(offset, "a free slot is in use");
             Shortage::Nothing
         })?;
-        let returned = Returned { place, published: false };
-        let give_back = GiveBack { returned, returns: Arc::clone(&self.returns) };
+        let give_back = GiveBack::reserved(place, class.slot_bytes(), &self.returns);
         Ok(Reservation { block: Block { slot, give_back } })
     }
 

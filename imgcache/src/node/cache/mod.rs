@@ -60,6 +60,8 @@ pub struct Cache {
     arena: Arc<Arena>,
     report: OpenReport,
     max_item_bytes: usize,
+    /// Bytes that may be reserved at once.
+    max_reserved: u64,
     /// Ends when the cache is dropped.
     _populating: Option<Populating>,
 }

@@ -85,6 +85,11 @@ impl Cache {
             arena,
             report: report.clone(),
             max_item_bytes: config.max_item_bytes,
+            max_reserved: match config.max_reserved_permille {
+                // What there is, is limit enough.
+                1000.. => u64::MAX,
+                permille => report.memory_bytes * u64::from(permille) / 1000,
+            },
         };
         Ok((cache, report))
     }
@@ -94,8 +99,11 @@ fn check(config: &CacheConfig) -> Result<(), CacheError> {
     if !(1..=MAX_ITEM_BYTES).contains(&config.max_item_bytes) {
         return Err(CacheError::ItemSize(config.max_item_bytes));
     }
-    let shares =
-        [("max_leased", config.max_leased_permille), ("max_pinned", config.max_pinned_permille)];
+    let shares = [
+        ("max_leased", config.max_leased_permille),
+        ("max_pinned", config.max_pinned_permille),
+        ("max_reserved", config.max_reserved_permille),
+    ];
     match shares.into_iter().find(|(_, permille)| *permille > 1000) {
         Some((setting, permille)) => Err(CacheError::Permille { setting, permille }),
         None => Ok(()),

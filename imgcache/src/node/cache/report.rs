@@ -44,6 +44,7 @@ impl Cache {
             capacity: state.capacity(),
             used: state.slabs.used_bytes(),
             quarantined: state.quarantine.bytes(),
+            reserved: state.returns.reserved(),
             leased: state.holds.leased(),
             pinned: state.holds.pinned(),
             leases: state.holds.lease_count() as u64,

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::config::{OpenStep, Progress, Watch};
 use super::error::CacheError;
-use super::item::{Block, GiveBack, Reservation, Returned};
+use super::item::{Block, GiveBack, Reservation};
 use super::state::State;
 use super::table;
 use super::time::{Expires, Now};
@@ -191,8 +191,7 @@ impl State {
         if let Some(older) = self.table.find(entry.key) {
             self.remove(older);
         }
-        let returned = Returned { place, published: true };
-        let give_back = GiveBack { returned, returns: Arc::clone(&self.returns) };
+        let give_back = GiveBack::new(place, &self.returns);
         let reservation = Reservation { block: Block { slot, give_back } };
         let content = Arc::new(Filled { reservation, hash: entry.hash }.into());
         let mut record = table::fresh(entry.key, content, now, self.epoch);

@@ -207,6 +207,7 @@ fn cache_counts(writer: &mut Writer<'_>, all: &Counters) -> fmt::Result {
     let refused = [
         ("memory", counts.out_of_memory),
         ("quarantine", counts.quarantine_refusals),
+        ("reserved", counts.reservations_refused),
         ("index", counts.table_full),
         ("hash", counts.hash_mismatches),
     ];
@@ -232,6 +233,7 @@ fn cache_state(writer: &mut Writer<'_>, all: &Counters) -> fmt::Result {
         ("leased", all.leased),
         ("pinned", all.pinned),
         ("quarantined", all.quarantined),
+        ("reserved", all.reserved),
         ("overhead", all.overhead_bytes),
     ];
     writer.gauges("memory", "Bytes of memory, by what holds them", bytes, "of", memory)?;

@@ -72,6 +72,35 @@ fn when_all_is_in_use_it_says_so() {
 }
 
 #[test]
+fn no_more_than_a_part_is_reserved_at_once() {
+    let config = CacheConfig { max_reserved_permille: 500, ..config(8) };
+    let cache = Cache::open(&config).unwrap().0;
+    fill(&cache, 8, LARGE, at(0));
+    let mut held: Vec<_> = (0..4).map(|_| cache.reserve(LARGE, at(0)).unwrap()).collect();
+    let refused = cache.reserve(1, at(0)).map(|_| ());
+    assert!(
+        matches!(
+            refused,
+            Err(ReserveError::Reserved { reserved: 0x40_0000, limit: 0x40_0000, .. })
+        ),
+        "{refused:?}"
+    );
+    // One is given up, one becomes an item, one is refused for what is in it.
+    held.pop();
+    let store = |name, content, flags| {
+        let attributes = Attributes { flags, ..Attributes::default() };
+        cache.store(&key(name), StoreMode::Set, content, &attributes, at(0))
+    };
+    store("k".to_owned(), held.pop().unwrap(), 0).unwrap();
+    let chunk = format!("c/{}", "ab".repeat(32));
+    store(chunk, held.pop().unwrap(), super::super::CHUNK_FLAGS).unwrap_err();
+    assert_eq!(cache.counters().reserved, 1 << 20);
+    held.extend((0..3).map(|_| cache.reserve(LARGE, at(0)).unwrap()));
+    drop(held);
+    assert_eq!((cache.counters().reserved, cache.counters().counts.reservations_refused), (0, 1));
+}
+
+#[test]
 fn a_class_without_anything_takes_a_slab_that_nobody_uses() {
     let cache = cache(4);
     fill(&cache, 4, LARGE, at(0));
