@@ -3,13 +3,16 @@
 
 use std::env;
 use std::error::Error;
+use std::ops::ControlFlow;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use imgcache::node::cache::{
-    Attributes, BackingChoice, Cache, CacheConfig, DeleteRequest, Key, Now, StoreMode,
+    Attributes, BackingChoice, Cache, CacheConfig, DeleteRequest, Key, Now, OpenStep, Progress,
+    StoreMode,
 };
 
 const FILE: &str = "IMGCACHE_TEST_KILL_ARENA";
@@ -51,6 +54,58 @@ fn child() -> Result<(), Box<dyn Error>> {
             let content = content(n, salt);
             cache.store_bytes(&key, StoreMode::Set, &content, &Attributes::default(), now)?;
         }
+    }
+    Ok(())
+}
+
+/// How many entries the child below takes over before it dies.
+const DIES_AFTER: &str = "IMGCACHE_TEST_KILL_AFTER";
+/// More than are verified between two reports of progress.
+const MANY: u64 = 12_000;
+
+fn many(file: &Path) -> CacheConfig {
+    CacheConfig { index_entries: Some(1 << 15), ..config(file) }
+}
+
+/// What the child does: it takes a file over, and dies of it.
+#[test]
+fn dying_heir() -> Result<(), Box<dyn Error>> {
+    let (Some(file), Ok(after)) = (env::var_os(FILE), env::var(DIES_AFTER)) else { return Ok(()) };
+    let after: u64 = after.parse()?;
+    Cache::open_watched(&many(Path::new(&file)), Now::system(), &mut |progress: Progress| {
+        if progress.step == OpenStep::Verify && progress.done >= after {
+            std::process::abort();
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(())
+}
+
+#[test]
+fn a_node_that_is_killed_twice_while_it_takes_over_loses_nothing() -> Result<(), Box<dyn Error>> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("arena");
+    let (cache, _) = Cache::open(&many(&file))?;
+    let now = Now::system();
+    for n in 0..MANY {
+        let (key, content) = (Key::new(&n.to_le_bytes()), n.to_le_bytes());
+        cache.store_bytes(&key, StoreMode::Set, &content, &Attributes::default(), now)?;
+    }
+    drop(cache);
+    for after in ["8000", "4000"] {
+        let heir = Command::new(env::current_exe()?)
+            .args(["--exact", "dying_heir", "--test-threads=1"])
+            .env(FILE, &file)
+            .env(DIES_AFTER, after)
+            .stdout(Stdio::null())
+            .status()?;
+        assert_eq!(heir.signal(), Some(6), "the child ended by itself");
+    }
+    let (cache, report) = Cache::open(&many(&file))?;
+    assert_eq!((report.restored, report.damaged), (MANY, 0));
+    for n in 0..MANY {
+        let item = cache.get(&Key::new(&n.to_le_bytes()), now).ok_or(format!("{n} is missing"))?;
+        assert_eq!(item.bytes(), n.to_le_bytes());
     }
     Ok(())
 }

@@ -1,10 +1,17 @@
 //! Metrics and health.
 
+use std::net::SocketAddr;
+
 use super::client::Client;
 use super::node::Node;
 
 fn get(node: &Node, path: &str) -> (u16, String) {
-    let mut client = Client::connect(node.http());
+    get_from(node.http(), path)
+}
+
+/// The status and the body of a page.
+pub fn get_from(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut client = Client::connect(address);
     client.send(format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
     let text = String::from_utf8(client.rest()).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();

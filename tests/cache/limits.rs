@@ -1,6 +1,8 @@
 //! Limits: connections, memory, idle and stalled clients.
 
+use std::io::Write;
 use std::thread;
+use std::time::Duration;
 
 use super::client::Client;
 use super::node::{Node, run};
@@ -59,6 +61,42 @@ fn unfinished_requests_and_unread_replies_end_the_connection() {
         thread::yield_now();
     }
     assert!(deaf.rest().len() < 100 << 20, "all of it was sent");
+}
+
+#[test]
+fn who_sends_a_byte_now_and_then_is_closed_too() {
+    let node = Node::start_with(&["--stall-timeout", "1"]);
+    let mut slow = node.connect();
+    slow.send("set a 0 0 100000\r\n");
+    // Each byte alone would be progress.
+    for _ in 0..1000 {
+        if slow.stream().write_all(b"x").is_err() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(node.connect().ask("stats\r\n").contains("STAT stall_kicks 1\r\n"));
+}
+
+#[test]
+fn values_on_their_way_have_a_part_of_the_memory_only() {
+    let node = Node::start_with(&["--memory", "8M", "--max-reserved-permille", "250"]);
+    let begun: Vec<_> = (0..2)
+        .map(|number| {
+            let mut client = node.connect();
+            client.send(format!("set k{number} 0 0 1048576\r\nx"));
+            client
+        })
+        .collect();
+    let mut other = node.connect();
+    while other.ask("stats conns\r\n").matches("state conn_nread").count() < 2 {
+        thread::yield_now();
+    }
+    other.expect("set a 0 0 1\r\nx\r\n", "SERVER_ERROR busy: retry after 50 ms\r\n");
+    drop(begun);
+    while other.ask("set a 0 0 1\r\nx\r\n") != "STORED\r\n" {
+        thread::yield_now();
+    }
 }
 
 #[test]

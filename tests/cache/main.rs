@@ -15,6 +15,7 @@ mod limits;
 mod many;
 mod meta;
 mod node;
+mod opening;
 mod program;
 mod stats;
 mod tls;

@@ -32,6 +32,17 @@ pub trait Nodes {
     fn evictable(&self, id: u32) -> bool;
 }
 
+/// What a search for a node that may go ended with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    /// This one is to go.
+    Found(u32),
+    /// None of those that were looked at may; the next search goes on behind them.
+    LimitReached,
+    /// None may.
+    None,
+}
+
 /// A queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Queue {
@@ -92,23 +103,27 @@ impl Queue {
     }
 
     /// Which node is to go, looking at `limit` nodes at most; it stays in the queue until it is
-    /// removed. If all that were looked at had been visited, it is the first of them that may go;
-    /// none if none may.
-    pub fn victim(&mut self, nodes: &mut impl Nodes, limit: usize) -> Option<u32> {
+    /// removed. If all that were looked at had been visited, it is the first of them that may go.
+    pub fn victim(&mut self, nodes: &mut impl Nodes, limit: usize) -> Victim {
         let mut visited = None;
         // Twice round: the first time may be for clearing marks only.
-        for _ in 0..limit.min(self.length.saturating_mul(2)) {
+        let all = self.length.saturating_mul(2);
+        for _ in 0..limit.min(all) {
             let id = if self.hand == NONE { self.oldest } else { self.hand };
             self.hand = nodes.links(id).newer;
             if !nodes.evictable(id) {
                 continue;
             }
             if !nodes.take_visited(id) {
-                return Some(id);
+                return Victim::Found(id);
             }
             visited = visited.or(Some(id));
         }
-        visited
+        match visited {
+            Some(id) => Victim::Found(id),
+            None if limit < all => Victim::LimitReached,
+            None => Victim::None,
+        }
     }
 }
 
@@ -212,7 +227,13 @@ mod tests {
                         model.at(id).unwrap().2 ^= true;
                     }
                     (5, _) => {
-                        let victim = queue.victim(&mut arena, usize::MAX);
+                        let victim = match queue.victim(&mut arena, usize::MAX) {
+                            Victim::Found(id) => Some(id),
+                            other => {
+                                prop_assert_eq!(other, Victim::None);
+                                None
+                            }
+                        };
                         prop_assert_eq!(victim, model.victim());
                         if let Some(id) = victim {
                             queue.remove(&mut arena, id);
@@ -234,8 +255,22 @@ mod tests {
             (0..count).for_each(|id| queue.push(&mut arena, id));
             arena.node(free).pinned = false;
             // Every look goes on where the last one ended, so the free one is found.
-            let looks = (0..=count).find_map(|_| queue.victim(&mut arena, limit));
+            let looks = (0..=count).find_map(|_| match queue.victim(&mut arena, limit) {
+                Victim::Found(id) => Some(id),
+                Victim::LimitReached | Victim::None => None,
+            });
             prop_assert_eq!(looks, (free < count).then_some(free));
         }
+    }
+
+    #[test]
+    fn a_look_that_was_too_short_is_told_from_one_that_found_nothing() {
+        let node = Node { links: Links::ALONE, visited: false, pinned: true };
+        let mut arena = Arena(vec![node; 20]);
+        let mut queue = Queue::default();
+        assert_eq!(queue.victim(&mut arena, 5), Victim::None);
+        (0..20).for_each(|id| queue.push(&mut arena, id));
+        assert_eq!(queue.victim(&mut arena, 39), Victim::LimitReached);
+        assert_eq!(queue.victim(&mut arena, 40), Victim::None);
     }
 }

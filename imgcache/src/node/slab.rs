@@ -2,6 +2,7 @@
 //! one size class. Pure bookkeeping; nothing here touches the memory.
 
 use std::collections::BTreeSet;
+use std::ops::Bound;
 
 use crate::node::arena::{GRANULE, SLAB_BYTES};
 
@@ -60,6 +61,8 @@ pub struct Place {
 struct Slab {
     class: Class,
     used: usize,
+    /// No slot is given out any more.
+    is_emptied: bool,
     /// A bit for each slot, set when it is in use.
     map: Box<[u64]>,
     /// Who owns each slot, [`NONE`] for reservations and for what waits to be free.
@@ -72,6 +75,7 @@ impl Slab {
         Self {
             class,
             used: 0,
+            is_emptied: false,
             map: vec![0; slots.div_ceil(64)].into(),
             owners: vec![NONE; slots].into(),
         }
@@ -93,7 +97,7 @@ impl Slab {
 struct OfClass {
     /// Slabs with a free slot. The first is filled first, so that the others get empty.
     partial: BTreeSet<u32>,
-    slabs: usize,
+    slabs: BTreeSet<u32>,
     used: usize,
 }
 
@@ -102,6 +106,7 @@ struct OfClass {
 pub struct Slabs {
     all: Vec<Option<Slab>>,
     free: BTreeSet<u32>,
+    emptied: usize,
     classes: [OfClass; CLASSES],
 }
 
@@ -111,6 +116,7 @@ impl Slabs {
         Self {
             all: (0..count).map(|_| None).collect(),
             free: (0..count).collect(),
+            emptied: 0,
             classes: Default::default(),
         }
     }
@@ -143,7 +149,7 @@ impl Slabs {
             self.assign(place.slab, class)?;
         }
         let slab = self.slab(place.slab)?;
-        if slab.class != class || slab.is_used(slot) {
+        if slab.class != class || slab.is_used(slot) || slab.is_emptied {
             return None;
         }
         self.take(place.slab, slot)
@@ -155,7 +161,7 @@ impl Slabs {
         self.free.remove(&number);
         let of_class = &mut self.classes[class.number()];
         of_class.partial.insert(number);
-        of_class.slabs += 1;
+        of_class.slabs.insert(number);
         Some(number)
     }
 
@@ -182,13 +188,16 @@ impl Slabs {
         slab.map[slot / 64] &= !(1 << (slot % 64));
         slab.owners[slot] = NONE;
         slab.used -= 1;
-        let (class, empty) = (slab.class, slab.used == 0);
+        let (class, empty, is_emptied) = (slab.class, slab.used == 0, slab.is_emptied);
         let of_class = &mut self.classes[class.number()];
         of_class.used -= 1;
-        of_class.partial.insert(place.slab);
+        if !is_emptied {
+            of_class.partial.insert(place.slab);
+        }
         if empty {
+            self.emptied -= usize::from(is_emptied);
             of_class.partial.remove(&place.slab);
-            of_class.slabs -= 1;
+            of_class.slabs.remove(&place.slab);
             self.free.insert(place.slab);
             if let Some(slab) =
                 usize::try_from(place.slab).ok().and_then(|number| self.all.get_mut(number))
@@ -197,6 +206,26 @@ impl Slabs {
             }
         }
         true
+    }
+
+    /// From now on no slot of this slab is given out, until the last one in use is given back. To be
+    /// said of a slab with slots in use.
+    pub fn set_emptied(&mut self, number: u32) {
+        let Some(slab) = self.slab_mut(number).filter(|slab| !slab.is_emptied) else { return };
+        slab.is_emptied = true;
+        let class = slab.class;
+        self.classes[class.number()].partial.remove(&number);
+        self.emptied += 1;
+    }
+
+    /// Whether a slab is on its way to be free.
+    pub fn is_emptied(&self, number: u32) -> bool {
+        self.slab(number).is_some_and(|slab| slab.is_emptied)
+    }
+
+    /// How many slabs are on their way to be free.
+    pub fn emptied(&self) -> usize {
+        self.emptied
     }
 
     /// Says whose a slot is, or that it is nobody's.
@@ -248,7 +277,14 @@ impl Slabs {
 
     /// How many slabs a class has.
     pub fn slabs_of(&self, class: Class) -> usize {
-        self.classes[class.number()].slabs
+        self.classes[class.number()].slabs.len()
+    }
+
+    /// The slabs of a class, each once, from the first one behind `after` on and round.
+    pub fn slabs_after(&self, class: Class, after: u32) -> impl Iterator<Item = u32> {
+        let slabs = &self.classes[class.number()].slabs;
+        let behind = slabs.range((Bound::Excluded(after), Bound::Unbounded));
+        behind.chain(slabs.range(..=after)).copied()
     }
 
     /// How many slots of a class are in use.
@@ -275,116 +311,4 @@ impl Slabs {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn classes_are_powers_of_two() {
-        assert_eq!(Class::all().count(), CLASSES);
-        let class = |length| Class::for_length(length).map(Class::slot_bytes);
-        assert_eq!(class(0), Some(256));
-        assert_eq!(class(256), Some(256));
-        assert_eq!(class(257), Some(512));
-        assert_eq!(class(1 << 20), Some(1 << 20));
-        assert_eq!(class((1 << 20) + 1), None);
-        assert!(Class::all().all(|class| class.slots() * class.slot_bytes() == SLAB_BYTES));
-    }
-
-    #[test]
-    fn an_emptied_slab_is_anyones() {
-        let mut slabs = Slabs::new(1);
-        let (large, small) = (Class(12), Class(0));
-        let places = [slabs.allocate(large).unwrap(), slabs.allocate(large).unwrap()];
-        assert_eq!((slabs.allocate(large), slabs.allocate(small)), (None, None));
-        assert!(places.into_iter().all(|place| slabs.release(place)));
-        assert!(!slabs.release(places[0]), "only once");
-        assert!(slabs.allocate(small).is_some());
-        assert_eq!(slabs.used_bytes(), 256);
-    }
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Allocate(u8),
-        Adopt(u8, u32, u16),
-        Release(usize),
-        Own(usize, u32),
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let class = prop_oneof![Just(0_u8), 6..13_u8];
-        prop::collection::vec(
-            prop_oneof![
-                4 => class.clone().prop_map(Step::Allocate),
-                1 => (class, 0..6_u32, 0..40_u16).prop_map(|(c, s, n)| Step::Adopt(c, s, n)),
-                2 => any::<usize>().prop_map(Step::Release),
-                1 => (any::<usize>(), 0..9_u32).prop_map(|(n, owner)| Step::Own(n, owner)),
-            ],
-            1..200,
-        )
-    }
-
-    proptest! {
-        #[test]
-        fn slots_never_overlap_and_none_is_lost(steps in steps()) {
-            let mut slabs = Slabs::new(4);
-            let mut held: HashMap<Place, (Class, Option<u32>)> = HashMap::new();
-            for step in steps {
-                let pick = |n: usize| {
-                    let mut places: Vec<Place> = held.keys().copied().collect();
-                    places.sort_unstable();
-                    places.get(n % places.len().max(1)).copied()
-                };
-                match step {
-                    Step::Allocate(class) => {
-                        let class = Class(class);
-                        if let Some(place) = slabs.allocate(class) {
-                            prop_assert_eq!(held.insert(place, (class, None)), None);
-                        } else {
-                            prop_assert_eq!((slabs.free_slabs(), slabs.free_of(class)), (0, 0));
-                        }
-                    }
-                    Step::Adopt(class, slab, slot) => {
-                        let (class, place) = (Class(class), Place { slab, slot });
-                        let fits = slab < 4
-                            && usize::from(slot) < class.slots()
-                            && !held.contains_key(&place)
-                            && held.iter().all(|(p, (c, _))| p.slab != slab || *c == class);
-                        prop_assert_eq!(slabs.adopt(place, class).is_some(), fits);
-                        if fits {
-                            held.insert(place, (class, None));
-                        }
-                    }
-                    Step::Release(n) => if let Some(place) = pick(n) {
-                        prop_assert!(slabs.release(place));
-                        held.remove(&place);
-                    },
-                    Step::Own(n, owner) => if let Some(place) = pick(n) {
-                        slabs.set_owner(place, Some(owner));
-                        held.get_mut(&place).unwrap().1 = Some(owner);
-                    },
-                }
-                let mut ranges: Vec<_> = held
-                    .iter()
-                    .map(|(place, (class, _))| (Slabs::offset(*place, *class), class.slot_bytes()))
-                    .collect();
-                ranges.sort_unstable();
-                prop_assert!(ranges.windows(2).all(|two| two[0].0 + two[0].1 <= two[1].0));
-                prop_assert!(ranges.last().is_none_or(|last| last.0 + last.1 <= 4 * SLAB_BYTES));
-                let bytes: usize = ranges.iter().map(|range| range.1).sum();
-                prop_assert_eq!(slabs.used_bytes(), bytes as u64);
-                let mut owners: Vec<_> = (0..4).flat_map(|slab| slabs.owners(slab)).collect();
-                let mut expected: Vec<_> = held.values().map(|(_, owner)| *owner).collect();
-                owners.sort_unstable();
-                expected.sort_unstable();
-                prop_assert_eq!(owners, expected);
-                for (place, (class, _)) in &held {
-                    prop_assert_eq!(Slabs::locate(Slabs::offset(*place, *class), *class), Some(*place));
-                }
-            }
-        }
-    }
-}
+mod tests;

@@ -63,6 +63,10 @@ struct MemoryOptions {
     #[arg(short = 'I', long, value_name = "SIZE", default_value = "1M", value_parser = item_size)]
     max_item_size: usize,
 
+    /// How much of the memory values may take that are still being received, in thousandths.
+    #[arg(long, value_name = "PERMILLE", default_value_t = 500)]
+    max_reserved_permille: u16,
+
     /// How long memory rests after its item was removed, for remote readers without a lease.
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
     quarantine_ms: u64,
@@ -91,7 +95,7 @@ struct NetworkOptions {
     #[arg(long, value_name = "MODE", default_value = "700", value_parser = mode)]
     unix_mode: u32,
 
-    /// Serve /metrics, /healthz and /readyz here; not by default.
+    /// Serve /metrics, /healthz and /readyz here, also while the arena is verified; not by default.
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<SocketAddr>,
 
@@ -104,7 +108,8 @@ struct NetworkOptions {
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     idle_timeout: u64,
 
-    /// Close connections that leave a request unfinished or a reply unread for so long.
+    /// Close connections that leave a request unfinished or a reply unread for so long, and 1 s for
+    /// each 64 KiB of it.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stall_timeout: u64,
 
@@ -246,10 +251,16 @@ impl Cli {
             quarantine: Duration::from_millis(memory.quarantine_ms),
             max_leased_permille: leases.max_leased_permille,
             max_pinned_permille: leases.max_pinned_permille,
+            max_reserved_permille: memory.max_reserved_permille,
             max_leases: leases.max_leases,
             max_pins: leases.max_pins,
             populate: !memory.no_populate,
         }
+    }
+
+    /// Where metrics and health are to be served.
+    pub fn http(&self) -> Option<SocketAddr> {
+        self.network.http
     }
 
     /// How many connections there are to be, if anybody said so.
@@ -264,7 +275,6 @@ impl Cli {
         ServerConfig {
             listen: if network.no_tcp { Vec::new() } else { network.listen.clone() },
             unix: network.unix.clone().map(|path| UnixConfig { path, mode: network.unix_mode }),
-            http: network.http,
             tls: tls.tls_cert.clone().zip(tls.tls_key.clone()).map(|(certificates, key)| {
                 TlsConfig { certificates, key, client_authorities: tls.tls_client_ca.clone() }
             }),
@@ -305,9 +315,10 @@ mod tests {
 
     #[test]
     fn nothing_but_this_machine_is_served_unless_asked() {
-        let server = Cli::parse_from(["imgcached"]).server(1);
+        let cli = Cli::parse_from(["imgcached"]);
+        let server = cli.server(1);
         assert!(server.listen.iter().all(|address| address.ip().is_loopback()));
-        assert_eq!((server.http, server.unix.is_none()), (None, true));
+        assert_eq!((cli.http(), server.unix.is_none()), (None, true));
         let server = Cli::parse_from(["imgcached", "--no-tcp", "--unix", "x"]).server(1);
         assert!(server.listen.is_empty());
     }

@@ -4,20 +4,22 @@ mod cli;
 mod exit;
 mod logging;
 mod notify;
+mod opening;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::Parser;
-use imgcache::node::cache::{Cache, CacheError};
+use imgcache::node::cache::{CacheError, OpenReport};
 use imgcache::node::server::{
-    Addresses, Drained, Reload, Server, ServerConfig, ServerError, raise_open_files,
+    Addresses, Drained, Http, Reload, Server, ServerConfig, ServerError, raise_open_files,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::Cli;
 use crate::exit::Exit;
+use crate::opening::Opener;
 
 /// What went wrong.
 #[derive(Debug, thiserror::Error)]
@@ -52,44 +54,43 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<Exit, Failed> {
     let config = cli.server(raise_open_files(cli.max_connections())?);
-    let (cache, report) = Cache::open(&cli.cache())?;
-    for fallback in &report.fallbacks {
-        tracing::warn!("no better pages: {fallback}");
-    }
-    tracing::info!(
-        backing = %report.backing,
-        bytes = report.memory_bytes,
-        index_entries = report.index_entries,
-        restored = report.restored,
-        expired = report.expired,
-        damaged = report.damaged,
-        "memory is there"
-    );
     // Connections have threads of their own.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Failed::Runtime)?;
-    let exit = runtime.block_on(serve(Arc::new(cache), config))?;
+    let exit = runtime.block_on(live(cli, config))?;
     // What still waits for a client is not waited for.
     runtime.shutdown_background();
     Ok(exit)
 }
 
-async fn serve(cache: Arc<Cache>, config: ServerConfig) -> Result<Exit, Failed> {
+/// From the first signal that is heeded to the end.
+async fn live(cli: &Cli, config: ServerConfig) -> Result<Exit, Failed> {
     let listen = |kind| signal(kind).map_err(Failed::Signals);
     let mut terminate = listen(SignalKind::terminate())?;
     let mut interrupt = listen(SignalKind::interrupt())?;
     let hang_up = listen(SignalKind::hangup())?;
-    let server = Server::bind(cache, config)?;
+    let http = cli.http().map(Http::start).transpose()?;
+    let opening = http.as_ref().map(Http::opening);
+    let mut opener = Opener::start(cli.cache(), opening).map_err(Failed::Runtime)?;
+    let cache = tokio::select! {
+        cache = opener.wait() => cache?,
+        signal = ended(&mut terminate, &mut interrupt) => {
+            // What a file holds stays whole wherever this leaves off.
+            tracing::info!(signal, "ended before the memory was there");
+            stopping();
+            return Ok(Exit::Success);
+        }
+    };
+    report(cache.open_report());
+    let server = Server::bind(Arc::new(cache), config, http)?;
     let reloading = tokio::spawn(reload_certificates(hang_up, server.reload()));
     announce(server.addresses()).map_err(Failed::Output)?;
     let stop = async {
         let signal = ended(&mut terminate, &mut interrupt).await;
         tracing::info!(signal, "draining: waiting for leases and requests");
-        if let Err(error) = notify::tell("STOPPING=1") {
-            tracing::warn!("cannot tell the service manager: {error}");
-        }
+        stopping();
         // The next signal ends it at once.
         tokio::spawn(async move {
             let signal = ended(&mut terminate, &mut interrupt).await;
@@ -106,6 +107,27 @@ async fn serve(cache: Arc<Cache>, config: ServerConfig) -> Result<Exit, Failed> 
         }
     }
     Ok(drained.into())
+}
+
+fn report(report: &OpenReport) {
+    for fallback in &report.fallbacks {
+        tracing::warn!("no better pages: {fallback}");
+    }
+    tracing::info!(
+        backing = %report.backing,
+        bytes = report.memory_bytes,
+        index_entries = report.index_entries,
+        restored = report.restored,
+        expired = report.expired,
+        damaged = report.damaged,
+        "memory is there"
+    );
+}
+
+fn stopping() {
+    if let Err(error) = notify::tell("STOPPING=1") {
+        tracing::warn!("cannot tell the service manager: {error}");
+    }
 }
 
 /// Waits for SIGTERM or SIGINT; returns its number.

@@ -59,24 +59,22 @@ pub fn open(
         Some(path) => map_file(path, lock_file(path)?, &layout, choice)?,
     };
     let Backed { mapping, backing, fallbacks } = backed;
-    let arena = Arena { mapping: Arc::new(mapping), layout, boot_id, file: file.is_some() };
+    let mut arena = Arena { mapping: Arc::new(mapping), layout, boot_id, file: file.is_some() };
     let (header, previous) = match header::read(arena.page()) {
         Found::Header(old) => {
             let previous = [old.boot_id, old.previous];
-            let header =
-                Header { sequence: old.sequence.wrapping_add(1), previous: old.boot_id, ..fresh };
+            let header = successor(&old, &fresh);
             (header, previous.into_iter().filter(|id| *id != 0).collect())
         }
         _ => (fresh, Vec::new()),
     };
+    arena.boot_id = header.boot_id;
     let arena = Arc::new(arena);
     Ok(Opened { arena, backing, fallbacks, previous, header })
 }
 
 impl Opened {
-    /// Begins to take over: from now on entries may have the new boot id. Those that still have the
-    /// one before the last, of a start that was killed while it took over, are lost if this one is
-    /// killed too before it comes to them.
+    /// Begins to take over: from now on entries may have the new boot id.
     pub fn begin(&self) {
         self.header.write(self.arena.page());
     }
@@ -86,6 +84,17 @@ impl Opened {
         self.header.sequence = self.header.sequence.wrapping_add(1);
         self.header.previous = 0;
         self.header.write(self.arena.page());
+    }
+}
+
+/// The header of the start that takes over from `old`. A start that was killed while it took over is
+/// gone on with, under its own boot id, which nobody was ever told: two ids are all that entries can
+/// have, however often that happens.
+fn successor(old: &Header, fresh: &Header) -> Header {
+    let sequence = old.sequence.wrapping_add(1);
+    match old.previous {
+        0 => Header { sequence, previous: old.boot_id, ..*fresh },
+        previous => Header { sequence, previous, boot_id: old.boot_id, ..*fresh },
     }
 }
 

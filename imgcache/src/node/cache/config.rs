@@ -1,5 +1,6 @@
 //! How a cache is set up.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,6 +29,8 @@ pub struct CacheConfig {
     pub max_leased_permille: u16,
     /// How much of the memory pins may hold, in thousandths.
     pub max_pinned_permille: u16,
+    /// How much of the memory may be reserved at once, and not filled yet, in thousandths.
+    pub max_reserved_permille: u16,
     /// How many leases there may be at once.
     pub max_leases: usize,
     /// How many images may be pinned at once.
@@ -48,12 +51,36 @@ impl Default for CacheConfig {
             quarantine: Duration::ZERO,
             max_leased_permille: 500,
             max_pinned_permille: 500,
+            max_reserved_permille: 1000,
             max_leases: 4096,
             max_pins: 4096,
             populate: true,
         }
     }
 }
+
+/// What opening a file is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenStep {
+    /// Looking through the index, in entries.
+    Scan,
+    /// Hashing content, in items.
+    Verify,
+}
+
+/// How far opening a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// With what.
+    pub step: OpenStep,
+    /// How much of it is done.
+    pub done: u64,
+    /// How much it is.
+    pub all: u64,
+}
+
+/// Is told again and again how far opening is, and may stop it.
+pub type Watch<'a> = &'a mut dyn FnMut(Progress) -> ControlFlow<()>;
 
 /// What opening gave.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -68,6 +68,10 @@ pub struct Counts {
     pub slabs_moved: u64,
     /// Reservations refused for want of memory.
     pub out_of_memory: u64,
+    /// Reservations put off because all memory for them was in quarantine.
+    pub quarantine_refusals: u64,
+    /// Reservations put off because others filled as much as may be filled at once.
+    pub reservations_refused: u64,
     /// Stores refused for want of an index entry.
     pub table_full: u64,
     /// Chunks refused because their content is not what their key says.
@@ -101,6 +105,8 @@ pub struct Counters {
     pub used: u64,
     /// Bytes of slots of removed items that wait before they are used again.
     pub quarantined: u64,
+    /// Bytes of slots that are being filled.
+    pub reserved: u64,
     /// Bytes of content that at least one lease holds.
     pub leased: u64,
     /// Bytes of content that at least one pin holds.

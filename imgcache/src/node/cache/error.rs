@@ -18,6 +18,9 @@ pub enum CacheError {
     /// Items of this size cannot be kept.
     #[error("items of {0} bytes cannot be kept: 1 to {max} bytes", max = super::config::MAX_ITEM_BYTES)]
     ItemSize(usize),
+    /// Whoever watched the opening did not want it any more. What a file holds is still there.
+    #[error("opening was stopped")]
+    Stopped,
     /// More than all memory.
     #[error("{setting} is {permille} thousandths of the memory: at most 1000")]
     Permille {
@@ -55,6 +58,29 @@ pub enum ReserveError {
         quarantined: u64,
         /// Bytes of all.
         capacity: u64,
+    },
+    /// Others are filling as much as may be filled at once.
+    #[error(
+        "busy: retry after {} ms: {length} bytes on top of {reserved} of {limit} that are being filled",
+        retry_after.as_millis()
+    )]
+    Reserved {
+        /// Bytes asked for.
+        length: usize,
+        /// Bytes that are being filled.
+        reserved: u64,
+        /// The most.
+        limit: u64,
+        /// When to ask again.
+        retry_after: Duration,
+    },
+    /// Memory is removed items' and not to be touched yet.
+    #[error("busy: retry after {} ms: memory for {length} bytes is in quarantine", retry_after.as_millis())]
+    Waiting {
+        /// Bytes asked for.
+        length: usize,
+        /// When there is some.
+        retry_after: Duration,
     },
 }
 

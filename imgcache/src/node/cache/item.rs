@@ -1,7 +1,7 @@
 //! Memory on its way through the cache: reserved, filled, published, read, given back.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::time::{Expires, Now};
@@ -14,7 +14,11 @@ use crate::parallel::lock;
 /// Places whose last user is gone, until the allocator looks. A lock of its own, held for one push,
 /// so that an item can be dropped anywhere, also where the cache is locked.
 #[derive(Debug, Default)]
-pub(super) struct Returns(Mutex<Vec<Returned>>);
+pub(super) struct Returns {
+    places: Mutex<Vec<Returned>>,
+    /// Bytes of the slots of all reservations.
+    reserved: AtomicU64,
+}
 
 /// A place that came back.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +32,12 @@ impl Returns {
     /// Takes what came back, in exchange for an empty vector.
     pub fn take(&self, into: &mut Vec<Returned>) {
         into.clear();
-        std::mem::swap(&mut *lock(&self.0), into);
+        std::mem::swap(&mut *lock(&self.places), into);
+    }
+
+    /// Bytes of slots that are reserved: they hold nothing yet, and nobody can take them.
+    pub fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Relaxed)
     }
 }
 
@@ -36,12 +45,38 @@ impl Returns {
 #[derive(Debug)]
 pub(super) struct GiveBack {
     pub returned: Returned,
-    pub returns: Arc<Returns>,
+    returns: Arc<Returns>,
+    /// Bytes of the slot while it is a reservation's, else 0.
+    reserved: u32,
+}
+
+impl GiveBack {
+    /// For an item's place.
+    pub fn new(place: Place, returns: &Arc<Returns>) -> Self {
+        let returned = Returned { place, published: false };
+        Self { returned, returns: Arc::clone(returns), reserved: 0 }
+    }
+
+    /// For a place with a slot of so many bytes that is being filled.
+    pub fn reserved(place: Place, bytes: usize, returns: &Arc<Returns>) -> Self {
+        let reserved = u32::try_from(bytes).unwrap_or(u32::MAX);
+        returns.reserved.fetch_add(reserved.into(), Ordering::Relaxed);
+        let mut give_back = Self::new(place, returns);
+        give_back.reserved = reserved;
+        give_back
+    }
+
+    /// It is not being filled any more.
+    fn end_reservation(&mut self) {
+        let reserved = std::mem::take(&mut self.reserved);
+        self.returns.reserved.fetch_sub(reserved.into(), Ordering::Relaxed);
+    }
 }
 
 impl Drop for GiveBack {
     fn drop(&mut self) {
-        lock(&self.returns.0).push(self.returned);
+        self.end_reservation();
+        lock(&self.returns.places).push(self.returned);
     }
 }
 
@@ -101,6 +136,7 @@ impl Content {
 impl From<Filled> for Content {
     fn from(filled: Filled) -> Self {
         let Filled { reservation: Reservation { mut block }, hash } = filled;
+        block.give_back.end_reservation();
         block.give_back.returned.published = true;
         Self { block, hash, leases: AtomicU32::new(0), pins: AtomicU32::new(0) }
     }

@@ -24,7 +24,7 @@ impl Cache {
         state.tick(now);
         done.leases_ended = state.holds.expire(now.monotonic);
         state.counts.leases_expired += done.leases_ended;
-        done.released = state.settle(now);
+        done.released = state.settle();
         let flushing = state.flushing;
         drop(state);
         done.reclaimed =

@@ -9,12 +9,14 @@ mod arithmetic;
 mod config;
 mod counters;
 mod error;
+mod evict;
 mod hold;
 mod item;
 mod key;
 mod maintenance;
 mod memory;
 mod open;
+mod quarantine;
 mod read;
 mod remove;
 mod report;
@@ -30,7 +32,9 @@ mod tests;
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-pub use config::{Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport};
+pub use config::{
+    Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport, OpenStep, Progress, Watch,
+};
 pub use counters::{
     ClassStats, Counters, Counts, Granted, Held, LeaseInfo, Maintained, PinInfo, Placement,
 };
@@ -44,7 +48,6 @@ pub use request::{
 pub use time::{Expires, Now};
 
 use crate::node::arena::Arena;
-use crate::node::slab::Class;
 use crate::parallel::lock;
 use maintenance::Populating;
 use state::State;
@@ -57,6 +60,8 @@ pub struct Cache {
     arena: Arc<Arena>,
     report: OpenReport,
     max_item_bytes: usize,
+    /// Bytes that may be reserved at once.
+    max_reserved: u64,
     /// Ends when the cache is dropped.
     _populating: Option<Populating>,
 }
@@ -64,19 +69,5 @@ pub struct Cache {
 impl Cache {
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
-    }
-
-    /// Memory for `length` bytes of content; evicts for it what is needed. Nothing is taken before
-    /// the length is checked.
-    ///
-    /// # Errors
-    /// Too large, or all memory is in use.
-    pub fn reserve(&self, length: usize, now: Now) -> Result<Reservation, ReserveError> {
-        let too_large = ReserveError::TooLarge { length, limit: self.max_item_bytes };
-        if length > self.max_item_bytes {
-            return Err(too_large);
-        }
-        let class = Class::for_length(length).ok_or(too_large)?;
-        self.lock().reserve(class, length, now)
     }
 }

@@ -1,15 +1,17 @@
 //! Setting a cache up.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use super::config::{CacheConfig, MAX_ITEM_BYTES, OpenReport};
+use super::config::{CacheConfig, MAX_ITEM_BYTES, OpenReport, Watch};
 use super::counters::Counts;
 use super::error::CacheError;
 use super::item::Returns;
 use super::key::PerKind;
 use super::maintenance::Populating;
+use super::quarantine::Quarantine;
 use super::restore::Restored;
 use super::state::State;
 use super::table::Table;
@@ -38,6 +40,18 @@ impl Cache {
     /// # Errors
     /// As [`Cache::open`].
     pub fn open_at(config: &CacheConfig, now: Now) -> Result<(Self, OpenReport), CacheError> {
+        Self::open_watched(config, now, &mut |_| ControlFlow::Continue(()))
+    }
+
+    /// As [`Cache::open_at`], telling `watch` how far it is: with a large file it takes long.
+    ///
+    /// # Errors
+    /// As [`Cache::open`]; or `watch` stopped it.
+    pub fn open_watched(
+        config: &CacheConfig,
+        now: Now,
+        watch: Watch<'_>,
+    ) -> Result<(Self, OpenReport), CacheError> {
         check(config)?;
         let slabs = config.memory_bytes.div_ceil(SLAB_BYTES as u64).max(1);
         let table = match config.index_entries {
@@ -52,7 +66,7 @@ impl Cache {
         let mut restored = Restored::default();
         opened.begin();
         if !opened.previous.is_empty() {
-            restored = restore::restore(&mut state, &opened.previous, now);
+            restored = restore::restore(&mut state, &opened.previous, now, watch)?;
         }
         opened.settle();
         let report = OpenReport {
@@ -71,6 +85,11 @@ impl Cache {
             arena,
             report: report.clone(),
             max_item_bytes: config.max_item_bytes,
+            max_reserved: match config.max_reserved_permille {
+                // What there is, is limit enough.
+                1000.. => u64::MAX,
+                permille => report.memory_bytes * u64::from(permille) / 1000,
+            },
         };
         Ok((cache, report))
     }
@@ -80,8 +99,11 @@ fn check(config: &CacheConfig) -> Result<(), CacheError> {
     if !(1..=MAX_ITEM_BYTES).contains(&config.max_item_bytes) {
         return Err(CacheError::ItemSize(config.max_item_bytes));
     }
-    let shares =
-        [("max_leased", config.max_leased_permille), ("max_pinned", config.max_pinned_permille)];
+    let shares = [
+        ("max_leased", config.max_leased_permille),
+        ("max_pinned", config.max_pinned_permille),
+        ("max_reserved", config.max_reserved_permille),
+    ];
     match shares.into_iter().find(|(_, permille)| *permille > 1000) {
         Some((setting, permille)) => Err(CacheError::Permille { setting, permille }),
         None => Ok(()),
@@ -106,6 +128,7 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
         table,
         slabs: Slabs::new(layout.slabs),
         queues: Default::default(),
+        slab_cursors: Default::default(),
         class_counts: Default::default(),
         counts: Counts::default(),
         items_by_kind: PerKind::default(),
@@ -117,9 +140,7 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
         flush_at: None,
         flushing: false,
         cursor: 0,
-        quarantine: config.quarantine,
-        waiting: VecDeque::new(),
-        waiting_bytes: 0,
+        quarantine: Quarantine::new(config.quarantine),
         scratch: Vec::new(),
         draining: false,
     }

@@ -43,7 +43,8 @@ impl Cache {
             content_bytes: state.content_bytes,
             capacity: state.capacity(),
             used: state.slabs.used_bytes(),
-            quarantined: state.waiting_bytes,
+            quarantined: state.quarantine.bytes(),
+            reserved: state.returns.reserved(),
             leased: state.holds.leased(),
             pinned: state.holds.pinned(),
             leases: state.holds.lease_count() as u64,
@@ -78,7 +79,7 @@ impl Cache {
             used: state.slabs.used_bytes(),
             leased: state.holds.leased(),
             pinned: state.holds.pinned(),
-            quarantined: state.waiting_bytes,
+            quarantined: state.quarantine.bytes(),
             draining: state.draining,
         }
     }

@@ -1,11 +1,14 @@
 //! What a file holds from before: each entry is verified, and its content, and listed again under the
 //! boot id of this start.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use super::item::{Block, GiveBack, Reservation, Returned};
+use super::config::{OpenStep, Progress, Watch};
+use super::error::CacheError;
+use super::item::{Block, GiveBack, Reservation};
 use super::state::State;
 use super::table;
 use super::time::{Expires, Now};
@@ -15,10 +18,20 @@ use crate::node::arena::{Arena, Slot};
 use crate::node::slab::{Class, Place, Slabs};
 use crate::parallel::{each, lock};
 
-/// How many entries are verified before what was found is listed; bounds the memory that it takes.
-const BATCH: usize = 65_536;
+/// How many entries are verified before what was found is listed and progress is told.
+const BATCH: usize = if cfg!(test) { 4 } else { 4096 };
+/// After how many entries of the index progress is told.
+const SCANNED: u32 = 1 << 20;
 /// How many entries a thread takes at a time.
 const PART: usize = 64;
+
+/// Tells how far it is.
+pub(super) fn tell(watch: Watch<'_>, progress: Progress) -> Result<(), CacheError> {
+    match watch(progress) {
+        ControlFlow::Continue(()) => Ok(()),
+        ControlFlow::Break(()) => Err(CacheError::Stopped),
+    }
+}
 
 /// What was found.
 #[derive(Debug, Clone, Copy, Default)]
@@ -41,15 +54,25 @@ struct Whole {
 
 /// Lists again what `state.arena` holds from starts of the node with these boot ids. Entries that are
 /// not taken over are emptied.
-pub(super) fn restore(state: &mut State, boots: &[u64], now: Now) -> Restored {
+///
+/// # Errors
+/// `watch` stopped it; another start goes on.
+pub(super) fn restore(
+    state: &mut State,
+    boots: &[u64],
+    now: Now,
+    watch: Watch<'_>,
+) -> Result<Restored, CacheError> {
     let started = Instant::now();
     let arena = Arc::clone(&state.arena);
     let mut restored = Restored::default();
-    let mut live = candidates(&arena, boots, now, &mut restored);
+    let mut live = candidates(&arena, boots, now, &mut restored, watch)?;
     // Oldest first: the queues are then in the order of before, and of two entries of a key, which
     // there are if the node was killed while it moved one, the newer one stays.
     live.sort_unstable();
-    for batch in live.chunks(BATCH) {
+    for (number, batch) in live.chunks(BATCH).enumerate() {
+        let done = number as u64 * BATCH as u64;
+        tell(watch, Progress { step: OpenStep::Verify, done, all: live.len() as u64 })?;
         let whole: Mutex<Vec<(usize, u32, Whole)>> = Mutex::default();
         let parts: Vec<(usize, &[(u64, u32)])> = batch.chunks(PART).enumerate().collect();
         let never: Result<(), std::convert::Infallible> = each(parts, |(part, ids)| {
@@ -85,13 +108,23 @@ pub(super) fn restore(state: &mut State, boots: &[u64], now: Now) -> Restored {
         milliseconds = started.elapsed().as_millis(),
         "verified what was kept from before"
     );
-    restored
+    Ok(restored)
 }
 
 /// The generation and number of each live entry; all others are emptied.
-fn candidates(arena: &Arena, boots: &[u64], now: Now, restored: &mut Restored) -> Vec<(u64, u32)> {
+fn candidates(
+    arena: &Arena,
+    boots: &[u64],
+    now: Now,
+    restored: &mut Restored,
+    watch: Watch<'_>,
+) -> Result<Vec<(u64, u32)>, CacheError> {
     let mut live = Vec::new();
-    for id in 0..u32::try_from(arena.layout().table.entries()).unwrap_or(u32::MAX) {
+    let entries = u32::try_from(arena.layout().table.entries()).unwrap_or(u32::MAX);
+    for id in 0..entries {
+        if id.is_multiple_of(SCANNED) {
+            tell(watch, Progress { step: OpenStep::Scan, done: id.into(), all: entries.into() })?;
+        }
         let Some(words) = read(arena, id) else { break };
         if words == EMPTY {
             continue;
@@ -107,7 +140,7 @@ fn candidates(arena: &Arena, boots: &[u64], now: Now, restored: &mut Restored) -
         }
         write_empty(arena, id);
     }
-    live
+    Ok(live)
 }
 
 fn decode(words: &EntryWords, id: u32, boots: &[u64]) -> Option<Entry> {
@@ -158,8 +191,7 @@ impl State {
         if let Some(older) = self.table.find(entry.key) {
             self.remove(older);
         }
-        let returned = Returned { place, published: true };
-        let give_back = GiveBack { returned, returns: Arc::clone(&self.returns) };
+        let give_back = GiveBack::new(place, &self.returns);
         let reservation = Reservation { block: Block { slot, give_back } };
         let content = Arc::new(Filled { reservation, hash: entry.hash }.into());
         let mut record = table::fresh(entry.key, content, now, self.epoch);

@@ -1,14 +1,14 @@
 //! What the cache's lock guards: the records, the slots, the queues, the words of the index.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
-use std::time::Duration;
 
 use super::counters::Counts;
 use super::error::StoreError;
 use super::item::{Content, Item, Returned, Returns, Win};
 use super::key::{Kind, PerKind};
+use super::quarantine::Quarantine;
 use super::table::{FETCHED, PLACEHOLDER, PUBLISHED, Record, STALE, TOKEN, Table, VISITED};
 use super::time::Now;
 use crate::index::IndexKey;
@@ -17,7 +17,7 @@ use crate::index::table::BUCKET_ENTRIES;
 use crate::node::arena::Arena;
 use crate::node::lease::Holds;
 use crate::node::sieve::Queue;
-use crate::node::slab::{CLASSES, Class, Place, Slabs};
+use crate::node::slab::{CLASSES, Class, Slabs};
 
 /// Counts of one size class.
 #[derive(Debug, Clone, Copy, Default)]
@@ -38,6 +38,8 @@ pub(super) struct State {
     pub table: Table,
     pub slabs: Slabs,
     pub queues: [Queue; CLASSES],
+    /// The slab of each class that was looked at last for being emptied.
+    pub slab_cursors: [u32; CLASSES],
     pub class_counts: [ClassCounts; CLASSES],
     pub counts: Counts,
     pub items_by_kind: PerKind,
@@ -55,10 +57,7 @@ pub(super) struct State {
     pub flushing: bool,
     /// The next record to be looked at for having expired.
     pub cursor: u32,
-    pub quarantine: Duration,
-    /// Places that wait, and until when; in the order of time.
-    pub waiting: VecDeque<(Duration, Place)>,
-    pub waiting_bytes: u64,
+    pub quarantine: Quarantine,
     pub scratch: Vec<Returned>,
     pub draining: bool,
 }

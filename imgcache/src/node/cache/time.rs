@@ -33,6 +33,30 @@ impl Now {
     }
 }
 
+/// A monotonic clock to look at where a time that was looked at before will not do.
+#[derive(Debug, Clone, Default)]
+pub(super) enum Clock {
+    /// The system's.
+    #[default]
+    System,
+    /// Stands where it is put, in nanoseconds.
+    #[cfg(test)]
+    Set(std::sync::Arc<std::sync::atomic::AtomicU64>),
+}
+
+impl Clock {
+    /// Time since the moment since which [`Now::monotonic`] is.
+    pub fn now(&self) -> Duration {
+        match self {
+            Self::System => Now::system().monotonic,
+            #[cfg(test)]
+            Self::Set(time) => {
+                Duration::from_nanos(time.load(std::sync::atomic::Ordering::Relaxed))
+            }
+        }
+    }
+}
+
 /// When an item expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Expires(u32);

@@ -14,8 +14,6 @@ pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
     /// A unix socket to listen on.
     pub unix: Option<UnixConfig>,
-    /// Where metrics and health are served.
-    pub http: Option<SocketAddr>,
     /// With TLS on all TCP addresses.
     pub tls: Option<TlsConfig>,
     /// Connections at once.
@@ -59,7 +57,6 @@ impl Default for ServerConfig {
         Self {
             listen: vec![SocketAddr::from(([127, 0, 0, 1], 11211))],
             unix: None,
-            http: None,
             tls: None,
             max_connections: DEFAULT_CONNECTIONS,
             idle_timeout: None,

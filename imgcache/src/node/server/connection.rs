@@ -10,6 +10,7 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -69,6 +70,8 @@ struct Session {
     output: Output,
     transfer: Option<Box<Transfer>>,
     keys: Option<Keys>,
+    /// When the request began of which a part has come.
+    since: Option<Duration>,
 }
 
 /// Serves a connection until it ends.
@@ -82,6 +85,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
         output: Output::default(),
         transfer: None,
         keys: None,
+        since: None,
     };
     let end = match session.run().await {
         Ok(never) => match never {},
@@ -138,7 +142,7 @@ impl Session {
 
     /// Carries out what came, up to a bound.
     fn work(&mut self, now: Now) -> Turn {
-        let Self { shared, decoder, input, output, transfer, keys, registered, .. } = self;
+        let Self { shared, decoder, input, output, transfer, keys, registered, since, .. } = self;
         for _ in 0..TURN_REQUESTS {
             if output.is_full() {
                 return Turn::Again { is_long: false };
@@ -155,6 +159,7 @@ impl Session {
                     decoder.skip_line();
                 }
                 input.consume(2);
+                *since = None;
                 if let Some(pending) = transfer.take() {
                     execute::finish(shared, *pending, is_sound, output, now);
                 }
@@ -202,6 +207,7 @@ impl Session {
                 }
             };
             input.consume(consumed);
+            *since = None;
             match next {
                 Next::Done | Next::Get(_) => {}
                 Next::Receive(begun) => *transfer = Some(begun),
@@ -220,7 +226,7 @@ impl Session {
             return Ok(());
         }
         let connection = &registered.connection;
-        connection.set_state(State::Write);
+        connection.begin(State::Write, Now::system().monotonic, output.length());
         while !output.is_empty() {
             // The slices are made anew each time: kept, they would be part of every connection.
             let write = poll_fn(|context| {
@@ -252,7 +258,9 @@ impl Session {
     /// Receives something, and gives buffers back while there is nothing.
     async fn receive(&mut self) -> Result<(), End> {
         loop {
-            let Self { stream, shared, registered, decoder, input, output, transfer, .. } = self;
+            let Self {
+                stream, shared, registered, decoder, input, output, transfer, since, ..
+            } = self;
             let connection = &registered.connection;
             let slot = transfer.as_mut().filter(|pending| !pending.is_filled());
             let received = if let Some(pending) = slot {
@@ -274,15 +282,20 @@ impl Session {
                 connection.progress(Now::system().monotonic);
                 return Ok(());
             }
-            connection.set_state(if transfer.is_some() {
-                State::Nread
+            let (state, bytes) = if let Some(pending) = transfer {
+                (State::Nread, pending.length())
             } else if !decoder.is_between_commands() {
-                State::Swallow
+                (State::Swallow, 0)
             } else if input.bytes().is_empty() {
-                State::Read
+                (State::Read, 0)
             } else {
-                State::Waiting
-            });
+                (State::Waiting, input.bytes().len())
+            };
+            let now = Now::system().monotonic;
+            connection.begin(state, *since.get_or_insert(now), bytes);
+            if state == State::Read {
+                *since = None;
+            }
             input.release();
             output.release();
             tokio::select! {

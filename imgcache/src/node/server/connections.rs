@@ -83,8 +83,16 @@ pub(super) struct Connection {
     /// Seconds of the monotonic clock.
     last_command: AtomicU32,
     last_progress: AtomicU32,
+    /// When the request that is not finished, or the reply that is not read, began.
+    since: AtomicU32,
+    /// How many bytes it has, as far as is known.
+    bytes: AtomicU64,
     kick: Notify,
 }
+
+/// The slowest that a request or reply may go, in bytes per second, beyond the time that it may stand
+/// still: what it holds of the node's memory is not to be held for ever.
+const SLOWEST: u64 = 64 << 10;
 
 impl Connection {
     pub fn set_state(&self, state: State) {
@@ -104,6 +112,27 @@ impl Connection {
     /// Bytes went in or out at `now`.
     pub fn progress(&self, now: Duration) {
         self.last_progress.store(seconds(now), Ordering::Relaxed);
+    }
+
+    /// What is under way, of so many bytes, began at `since`.
+    pub fn begin(&self, state: State, since: Duration, bytes: usize) {
+        self.since.store(seconds(since), Ordering::Relaxed);
+        self.bytes.store(bytes as u64, Ordering::Relaxed);
+        self.set_state(state);
+    }
+
+    /// Whether what is under way stands still, or is not done though it had time for all its bytes.
+    fn is_stalled(&self, now: Duration, timeout: Duration) -> bool {
+        match self.state() {
+            // The node's own time.
+            State::Read | State::Parse => return false,
+            // Nothing of it is kept.
+            State::Swallow => return self.stalled(now) > seconds(timeout),
+            State::Waiting | State::Nread | State::Write => (),
+        }
+        let age = seconds(now).saturating_sub(self.since.load(Ordering::Relaxed));
+        let allowed = self.bytes.load(Ordering::Relaxed) / SLOWEST + timeout.as_secs();
+        self.stalled(now) > seconds(timeout) || u64::from(age) > allowed
     }
 
     /// Seconds since the last command.
@@ -165,6 +194,8 @@ impl Connections {
             state: AtomicU8::new(State::Read as u8),
             last_command: AtomicU32::new(seconds(now)),
             last_progress: AtomicU32::new(seconds(now)),
+            since: AtomicU32::new(seconds(now)),
+            bytes: AtomicU64::new(0),
             kick: Notify::new(),
         });
         let key = self.next.fetch_add(1, Ordering::Relaxed);
@@ -198,7 +229,7 @@ impl Connections {
     ) {
         for connection in lock(&self.all).values() {
             let is_idle = connection.state() == State::Read;
-            if !is_idle && connection.stalled(now) > seconds(stall_timeout) {
+            if connection.is_stalled(now, stall_timeout) {
                 counters.stall_kicks.add_one();
                 connection.kick.notify_one();
             } else if let Some(timeout) = idle_timeout
@@ -243,6 +274,32 @@ mod tests {
         drop(first);
         assert!(enter(3).is_some());
         assert_eq!(connections.count(), 1);
+    }
+
+    #[test]
+    fn who_sends_or_reads_a_byte_now_and_then_is_stalled_too() {
+        let connections = Arc::new(Connections::new(3));
+        let counters = ServerCounters::default();
+        let enter = |id| connections.enter(id, address(), address(), Duration::ZERO).unwrap();
+        let (value, reply, swallowed) = (enter(1), enter(2), enter(3));
+        value.connection.begin(State::Nread, Duration::ZERO, 1 << 20);
+        reply.connection.begin(State::Write, Duration::ZERO, 5 << 20);
+        swallowed.connection.begin(State::Swallow, Duration::ZERO, 0);
+        let minute = Duration::from_secs(60);
+        let mut kicked_at = Vec::new();
+        for second in (0..600).map(Duration::from_secs) {
+            let all = [&value, &reply, &swallowed];
+            all.iter().for_each(|one| one.connection.progress(second));
+            let before = counters.stall_kicks.get();
+            connections.sweep(None, minute, second, &counters);
+            if counters.stall_kicks.get() > before && kicked_at.len() < 2 {
+                kicked_at.push(second.as_secs());
+                // It is gone.
+                all[kicked_at.len() - 1].connection.set_state(State::Read);
+            }
+        }
+        // A minute, and 16 s for each MiB.
+        assert_eq!((kicked_at, counters.stall_kicks.get()), (vec![60 + 16 + 1, 60 + 80 + 1], 2));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Shared;
+use super::http::Opening;
 use crate::node::cache::{Counters, Kind, Now, PerKind};
 
 /// All metrics as text.
@@ -22,6 +23,29 @@ pub(super) fn encode(shared: &Arc<Shared>) -> Result<String, fmt::Error> {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
+}
+
+/// The metrics of a node that is still opening its memory.
+///
+/// # Errors
+/// If they cannot be written, which they always can.
+pub(super) fn encode_opening(opening: &Arc<Opening>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::with_prefix("imgcached");
+    registry.register_collector(Box::new(Progress(opening.clone())));
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, &registry)?;
+    Ok(text)
+}
+
+#[derive(Debug)]
+struct Progress(Arc<Opening>);
+
+impl Collector for Progress {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let (done, all) = self.0.get();
+        let help = "What the file holds, in entries: looked at, and all; of the step that goes on";
+        Writer(encoder).gauges("opening", help, None, "entries", [("done", done), ("all", all)])
+    }
 }
 
 #[derive(Debug)]
@@ -182,6 +206,8 @@ fn cache_counts(writer: &mut Writer<'_>, all: &Counters) -> fmt::Result {
     writer.counter("reclaimed", "Expired items removed", None, counts.reclaimed)?;
     let refused = [
         ("memory", counts.out_of_memory),
+        ("quarantine", counts.quarantine_refusals),
+        ("reserved", counts.reservations_refused),
         ("index", counts.table_full),
         ("hash", counts.hash_mismatches),
     ];
@@ -207,6 +233,7 @@ fn cache_state(writer: &mut Writer<'_>, all: &Counters) -> fmt::Result {
         ("leased", all.leased),
         ("pinned", all.pinned),
         ("quarantined", all.quarantined),
+        ("reserved", all.reserved),
         ("overhead", all.overhead_bytes),
     ];
     writer.gauges("memory", "Bytes of memory, by what holds them", bytes, "of", memory)?;

@@ -30,7 +30,7 @@ mod workers;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
@@ -42,6 +42,7 @@ use self::connections::{Address, Connections};
 use self::counters::ServerCounters;
 pub use self::error::ServerError;
 pub use self::files::{DEFAULT_CONNECTIONS, raise_open_files};
+pub use self::http::{Http, Opening};
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::node::cache::{Cache, Now};
@@ -67,8 +68,31 @@ struct Shared {
     workers: workers::Workers,
     log: log::RateLimited,
     started: Now,
-    /// Requests are taken, and the node is not about to end.
-    is_ready: AtomicBool,
+    stage: AtomicU8,
+}
+
+/// How far in its life a node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+enum Stage {
+    /// Nothing is served yet.
+    Opening,
+    /// Requests are taken.
+    Ready,
+    /// It is about to end.
+    Draining,
+}
+
+impl Shared {
+    fn stage(&self) -> Stage {
+        let stage = self.stage.load(Ordering::Acquire);
+        let stages = [Stage::Opening, Stage::Ready, Stage::Draining];
+        stages.into_iter().find(|known| *known as u8 == stage).unwrap_or(Stage::Draining)
+    }
+
+    fn set_stage(&self, stage: Stage) {
+        self.stage.store(stage as u8, Ordering::Release);
+    }
 }
 
 /// Where a server really listens.
@@ -102,7 +126,7 @@ pub struct Server {
     shared: Arc<Shared>,
     tcp: Vec<(TcpListener, SocketAddr)>,
     unix: Option<(UnixListener, PathBuf)>,
-    http: Option<TcpListener>,
+    http: Option<Http>,
 }
 
 /// Reads certificates again.
@@ -120,11 +144,15 @@ impl Reload {
 }
 
 impl Server {
-    /// Listens on all addresses. Needs a tokio runtime.
+    /// Listens on all addresses, and has `http` tell of it. Needs a tokio runtime.
     ///
     /// # Errors
     /// If one of them cannot be listened on, or with TLS that cannot be had.
-    pub fn bind(cache: Arc<Cache>, config: ServerConfig) -> Result<Self, ServerError> {
+    pub fn bind(
+        cache: Arc<Cache>,
+        config: ServerConfig,
+        http: Option<Http>,
+    ) -> Result<Self, ServerError> {
         if config.listen.is_empty() && config.unix.is_none() {
             return Err(ServerError::NothingToListenOn);
         }
@@ -136,7 +164,6 @@ impl Server {
         };
         let tcp: Vec<_> =
             config.listen.iter().copied().map(listen).collect::<Result<_, ServerError>>()?;
-        let http = config.http.map(listen).transpose()?;
         let unix = match &config.unix {
             Some(unix) => Some((listen::unix(unix)?, unix.path.clone())),
             None => None,
@@ -144,7 +171,7 @@ impl Server {
         let addresses = Addresses {
             tcp: tcp.iter().map(|(_, address)| *address).collect(),
             unix: unix.as_ref().map(|(_, path)| path.clone()),
-            http: http.as_ref().map(|(_, address)| *address),
+            http: http.as_ref().map(Http::address),
         };
         let threads = config.threads;
         let shared = Arc::new(Shared {
@@ -159,9 +186,12 @@ impl Server {
             workers: workers::Workers::start(threads).map_err(ServerError::Threads)?,
             log: log::RateLimited::default(),
             started: Now::system(),
-            is_ready: AtomicBool::new(false),
+            stage: AtomicU8::new(Stage::Opening as u8),
         });
-        Ok(Self { shared, tcp, unix, http: http.map(|(listener, _)| listener) })
+        if let Some(http) = &http {
+            http.attach(&shared);
+        }
+        Ok(Self { shared, tcp, unix, http })
     }
 
     /// Where it listens, with the ports that were really got.
@@ -177,7 +207,7 @@ impl Server {
     /// Serves until `stop`; then gives no leases any more and waits for those that there are, and
     /// for requests.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
-        let Self { shared, tcp, unix, http } = self;
+        let Self { shared, tcp, unix, http: _http } = self;
         let mut tasks = JoinSet::new();
         let socket_file = unix.as_ref().map(|(_, path)| path.clone());
         for (listener, local) in tcp {
@@ -187,11 +217,8 @@ impl Server {
             let local = Address::Unix(Arc::new(path));
             tasks.spawn(listen::accept_unix(shared.clone(), listener, local));
         }
-        if let Some(listener) = http {
-            tasks.spawn(http::serve(shared.clone(), listener));
-        }
         tasks.spawn(maintain(shared.clone()));
-        shared.is_ready.store(true, Ordering::Release);
+        shared.set_stage(Stage::Ready);
         stop.await;
         let drained = drain(&shared).await;
         tasks.abort_all();
@@ -212,7 +239,7 @@ impl Server {
 }
 
 async fn drain(shared: &Shared) -> Drained {
-    shared.is_ready.store(false, Ordering::Release);
+    shared.set_stage(Stage::Draining);
     shared.cache.set_draining(true);
     let deadline = Instant::now() + shared.config.drain_timeout;
     loop {

@@ -65,6 +65,11 @@ impl Output {
         self.items.is_empty() && self.text_sent == self.text.len()
     }
 
+    /// Bytes that are still to be sent.
+    pub fn length(&self) -> usize {
+        (self.text.len() - self.text_sent) + (self.content - self.item_sent)
+    }
+
     /// What is sent next, into `slices`; returns how many it is.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; SLICES]) -> usize {
         let mut count = 0;

@@ -60,13 +60,17 @@ impl Transfer {
         bytes.get_mut(self.filled..).unwrap_or_default()
     }
 
-    /// Whether all of it came.
-    pub fn is_filled(&self) -> bool {
-        let length = match &self.sink {
+    /// Bytes of it.
+    pub fn length(&self) -> usize {
+        match &self.sink {
             Sink::Slot(reservation) => reservation.len(),
             Sink::List(bytes) => bytes.len(),
-        };
-        self.filled >= length
+        }
+    }
+
+    /// Whether all of it came.
+    pub fn is_filled(&self) -> bool {
+        self.filled >= self.length()
     }
 
     /// Takes note that the next `length` bytes are filled.

@@ -8,8 +8,11 @@ mod restart;
 mod semantics;
 mod stress;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::time::Clock;
 use super::{
     Attributes, BackingChoice, Cache, CacheConfig, Item, Key, Now, StoreMode, StoreOutcome,
 };
@@ -32,6 +35,18 @@ fn config(mebibytes: u64) -> CacheConfig {
 
 fn cache(mebibytes: u64) -> Cache {
     Cache::open(&config(mebibytes)).unwrap().0
+}
+
+/// A clock for a cache with a quarantine, which else goes by the system's.
+fn set_clock(cache: &Cache, now: Now) -> Arc<AtomicU64> {
+    let clock = Arc::new(AtomicU64::new(0));
+    put_clock(&clock, now);
+    cache.lock().quarantine.set_clock(Clock::Set(Arc::clone(&clock)));
+    clock
+}
+
+fn put_clock(clock: &AtomicU64, now: Now) {
+    clock.store(u64::try_from(now.monotonic.as_nanos()).unwrap(), Ordering::Relaxed);
 }
 
 fn key(name: impl AsRef<[u8]>) -> Key {

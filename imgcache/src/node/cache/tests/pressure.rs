@@ -72,6 +72,35 @@ fn when_all_is_in_use_it_says_so() {
 }
 
 #[test]
+fn no_more_than_a_part_is_reserved_at_once() {
+    let config = CacheConfig { max_reserved_permille: 500, ..config(8) };
+    let cache = Cache::open(&config).unwrap().0;
+    fill(&cache, 8, LARGE, at(0));
+    let mut held: Vec<_> = (0..4).map(|_| cache.reserve(LARGE, at(0)).unwrap()).collect();
+    let refused = cache.reserve(1, at(0)).map(|_| ());
+    assert!(
+        matches!(
+            refused,
+            Err(ReserveError::Reserved { reserved: 0x40_0000, limit: 0x40_0000, .. })
+        ),
+        "{refused:?}"
+    );
+    // One is given up, one becomes an item, one is refused for what is in it.
+    held.pop();
+    let store = |name, content, flags| {
+        let attributes = Attributes { flags, ..Attributes::default() };
+        cache.store(&key(name), StoreMode::Set, content, &attributes, at(0))
+    };
+    store("k".to_owned(), held.pop().unwrap(), 0).unwrap();
+    let chunk = format!("c/{}", "ab".repeat(32));
+    store(chunk, held.pop().unwrap(), super::super::CHUNK_FLAGS).unwrap_err();
+    assert_eq!(cache.counters().reserved, 1 << 20);
+    held.extend((0..3).map(|_| cache.reserve(LARGE, at(0)).unwrap()));
+    drop(held);
+    assert_eq!((cache.counters().reserved, cache.counters().counts.reservations_refused), (0, 1));
+}
+
+#[test]
 fn a_class_without_anything_takes_a_slab_that_nobody_uses() {
     let cache = cache(4);
     fill(&cache, 4, LARGE, at(0));
@@ -95,6 +124,44 @@ fn a_class_without_anything_takes_a_slab_that_nobody_uses() {
     set(&cache, large(21), &content(1, LARGE), at(900));
     set(&cache, large(22), &content(1, LARGE), at(901));
     assert_eq!(cache.counters().counts.slabs_moved, 2);
+}
+
+#[test]
+fn a_few_held_items_do_not_stand_before_the_rest() {
+    const CHUNK: usize = 256 << 10;
+    let cache = cache(48);
+    fill(&cache, 192, CHUNK, at(0));
+    // One of the eight of a slab is pinned, in each slab but the last: whoever takes a slab has to
+    // look behind them.
+    let keys: Vec<IndexKey> = (0..184).step_by(8).map(|n| key(large(n)).index()).collect();
+    cache.pin([1; 32], &keys, at(0)).unwrap();
+    set(&cache, "small", b"x", at(0));
+    assert_eq!((cache.counters().counts.slabs_moved, present(&cache, 192, at(0)).len()), (1, 184));
+    assert_eq!(cache.held(&keys, at(0)).missing, 0);
+    // None is left that could be taken, in whatever order they are looked at.
+    let _small = cache.get(&key("small"), at(0)).unwrap();
+    for _ in 0..3 {
+        assert!(cache.reserve(4096, at(0)).is_err());
+    }
+    assert!(cache.unpin([1; 32]));
+    assert!(cache.reserve(4096, at(0)).is_ok());
+}
+
+#[test]
+fn a_long_run_of_held_items_is_searched_to_its_end() {
+    let count = 3 * super::super::evict::LOOKS as u64;
+    let config = CacheConfig { index_entries: Some(1 << 17), ..config(12) };
+    let config = CacheConfig { max_pinned_permille: 1000, ..config };
+    let cache = Cache::open(&config).unwrap().0;
+    fill(&cache, count, 4, at(0));
+    let keys: Vec<IndexKey> = (0..count - 1).map(|n| key(large(n)).index()).collect();
+    cache.pin([1; 32], &keys, at(0)).unwrap();
+    assert_eq!((cache.counters().free_slabs, cache.counters().used), (0, 12 << 20));
+    set(&cache, "small", b"x", at(0));
+    assert_eq!(cache.held(&[key(large(count - 1)).index()], at(0)).items, 0);
+    let held = cache.get(&key("small"), at(0)).unwrap();
+    assert!(cache.reserve(4, at(0)).is_err());
+    assert_eq!(held.bytes(), b"x");
 }
 
 #[test]
@@ -148,6 +215,7 @@ fn a_lease_that_nobody_ended_ends_where_memory_is_needed() {
 fn removed_content_stays_untouched_in_the_quarantine() {
     let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(8) };
     let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
     fill(&cache, 8, LARGE, at(0));
     // Two at a time are removed to be free later; more would not help.
     for _ in 0..5 {
@@ -155,12 +223,92 @@ fn removed_content_stays_untouched_in_the_quarantine() {
     }
     assert_eq!(cache.counters().quarantined, 2 << 20);
     assert_eq!(present(&cache, 8, at(1)).len(), 6);
+    put_clock(&clock, at(1));
     assert!(cache.reserve(LARGE, at(1)).is_err());
+    put_clock(&clock, at(2));
     let two: Vec<_> = (0..2).map(|_| cache.reserve(LARGE, at(2)).unwrap()).collect();
     assert_eq!(cache.counters().quarantined, 0);
     // What was never published need not wait.
     drop(two);
     assert!(cache.reserve(LARGE, at(2)).is_ok());
+}
+
+#[test]
+fn a_full_cache_with_a_quarantine_takes_what_it_took_before() {
+    const CHUNK: usize = 64 << 10;
+    let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(64) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    fill(&cache, 1024, CHUNK, at(0));
+    // 4 MiB a second, 12 % of all in each quarantine.
+    let (mut stored, mut put_off) = (0, 0);
+    for second in 1..30 {
+        put_clock(&clock, at(second));
+        cache.maintenance(at(second));
+        for n in 0..64 {
+            let name = large(u64::from(second) * 1000 + n);
+            let content = content(n, CHUNK);
+            match cache.store_bytes(
+                &key(name),
+                StoreMode::Set,
+                &content,
+                &Attributes::default(),
+                at(second),
+            ) {
+                Ok(_) => stored += 1,
+                Err(StoreError::Reserve(ReserveError::Waiting { retry_after, .. })) => {
+                    assert!(retry_after <= Duration::from_secs(2));
+                    put_off += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    // Only while it had not seen yet how much is written.
+    assert!(put_off <= 3 * 64, "{put_off} of {} were put off", stored + put_off);
+    let counters = cache.counters();
+    assert!(counters.items >= 1024 * 3 / 4, "{} items are left", counters.items);
+    assert_eq!((counters.counts.quarantine_refusals, counters.counts.out_of_memory), (put_off, 0));
+}
+
+#[test]
+fn a_slab_that_is_emptied_for_another_class_is_waited_for() {
+    let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(64) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    fill(&cache, 64, LARGE, at(0));
+    for second in [0, 1] {
+        put_clock(&clock, at(second));
+        let refused = cache.reserve(10, at(second));
+        let retry_after = Duration::from_secs(2 - u64::from(second));
+        let waiting = ReserveError::Waiting { length: 10, retry_after };
+        assert_eq!(refused.map(|_| ()), Err(waiting));
+        assert_eq!(present(&cache, 64, at(second)).len(), 62, "one slab is enough");
+    }
+    // What is asked for meanwhile does not get that slab's places, so that it gets free.
+    let others = cache.reserve(LARGE, at(1));
+    assert!(matches!(others, Err(ReserveError::Waiting { .. })), "{others:?}");
+    put_clock(&clock, at(2));
+    assert!(cache.reserve(10, at(2)).is_ok());
+}
+
+#[test]
+fn the_quarantine_goes_by_the_clock_and_not_by_the_time_of_an_operation() {
+    let config = CacheConfig { quarantine: Duration::from_secs(2), ..config(8) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    set(&cache, "k", b"x", at(0));
+    let reader = cache.get(&key("k"), at(0)).unwrap();
+    cache.delete(&key("k"), &DeleteRequest::default(), at(0)).unwrap();
+    put_clock(&clock, at(10));
+    drop(reader);
+    // An operation that began ten seconds ago finds what came back just now.
+    cache.maintenance(at(0));
+    assert_eq!(cache.counters().quarantined, 256);
+    put_clock(&clock, at(11));
+    assert_eq!(cache.maintenance(at(11)).released, 0);
+    put_clock(&clock, at(12));
+    assert_eq!(cache.maintenance(at(12)).released, 256);
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! A node that is started again with its file.
 
 use std::fs::{self, File, OpenOptions};
+use std::ops::ControlFlow;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 
-use super::super::{CacheError, Expires, GetRequest, OpenReport};
+use super::super::{CacheError, Expires, GetRequest, OpenReport, OpenStep, Progress};
 use super::*;
 use crate::index::reader::Lookup;
 use crate::node::arena::ArenaError;
@@ -81,6 +82,32 @@ fn items_are_there_again_under_another_boot_id() {
     cache.flush_all(0, at(60));
     cache.maintenance(at(60));
     assert_eq!((cache.counters().used, cache.counters().free_slabs), (0, 4));
+}
+
+#[test]
+fn a_taking_over_that_was_ended_twice_loses_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = filled(folder.path());
+    // As if it had been killed: after eight entries, after four, and before the first.
+    for batches in [2, 1, 0] {
+        let mut left = batches;
+        let mut watch = |progress: Progress| match progress.step {
+            OpenStep::Verify if left == 0 => ControlFlow::Break(()),
+            OpenStep::Verify => {
+                left -= 1;
+                ControlFlow::Continue(())
+            }
+            OpenStep::Scan => ControlFlow::Continue(()),
+        };
+        let ended = Cache::open_watched(&with_file(&path), at(0), &mut watch).map(|_| ());
+        assert!(matches!(ended, Err(CacheError::Stopped)), "{ended:?}");
+    }
+    let (cache, report) = open(&path, 1);
+    assert_eq!((report.restored, report.damaged), (10, 0));
+    assert_eq!(found(&cache, at(1)), (0..10).collect::<Vec<_>>());
+    drop(cache);
+    // This time it served, so the next start has an id of its own.
+    assert_ne!(open(&path, 1).1.boot_id, report.boot_id);
 }
 
 #[test]

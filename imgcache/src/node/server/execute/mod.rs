@@ -193,6 +193,12 @@ fn fail(shared: &Shared, error: &StoreError, quiet: bool, out: &mut Output) {
             shared.log.warn(|| format!("not stored: {error}"));
             answer(out, quiet, "SERVER_ERROR out of memory storing object");
         }
+        StoreError::Reserve(
+            ReserveError::Waiting { retry_after, .. } | ReserveError::Reserved { retry_after, .. },
+        ) => {
+            let milliseconds = retry_after.as_millis();
+            answer(out, quiet, format_args!("SERVER_ERROR busy: retry after {milliseconds} ms"));
+        }
         StoreError::HashMismatch { .. } => {
             counters.hash_mismatches.add_one();
             shared.log.warn(|| format!("not stored: {error}"));
