@@ -14,13 +14,22 @@ use std::time::Duration;
 
 use super::IndexKey;
 use super::entry::{ENTRY_WORDS, Entry, EntryWords, State};
-use super::table::{BUCKET_ENTRIES, TableGeometry};
+use super::table::{BUCKET_BYTES, BUCKET_ENTRIES, TableGeometry};
 
 /// A bucket as it was read, perhaps while it was written.
 pub type Bucket = [EntryWords; BUCKET_ENTRIES];
 
 /// A bucket of which nothing was read yet.
 pub const EMPTY_BUCKET: Bucket = [[0; ENTRY_WORDS]; BUCKET_ENTRIES];
+
+/// The words of a bucket, from its bytes.
+pub fn bucket_of(bytes: &[u8; BUCKET_BYTES]) -> Bucket {
+    let mut bucket = EMPTY_BUCKET;
+    for (word, bytes) in bucket.iter_mut().flatten().zip(bytes.as_chunks::<8>().0) {
+        *word = u64::from_le_bytes(*bytes);
+    }
+    bucket
+}
 
 /// How long to wait before each time a bucket is read again.
 pub const PAUSES: [Duration; 3] =

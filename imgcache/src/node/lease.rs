@@ -171,6 +171,11 @@ impl<C: Holdable> Holds<C> {
         first.unwrap_or(RETRY.1).clamp(RETRY.0, RETRY.1)
     }
 
+    /// Whether there is a lease `id`.
+    pub fn has_lease(&self, id: u64) -> bool {
+        self.leases.contains_key(&id)
+    }
+
     /// Ends the lease `id`. Returns whether there was one.
     pub fn release(&mut self, id: u64) -> bool {
         let lease = self.leases.remove(&id);

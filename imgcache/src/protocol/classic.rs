@@ -41,6 +41,8 @@ pub(super) fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
         b"release" => extension::release(rest),
         b"pin" => extension::pin(rest),
         b"unpin" => extension::unpin(rest),
+        b"rdma" => extension::rdma(rest),
+        b"share" if rest.is_empty() => Ok(Command::Share),
         _ => Err(switched_off(name, rest)),
     }
 }

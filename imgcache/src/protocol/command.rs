@@ -88,6 +88,15 @@ pub enum Command<'a> {
         /// The manifest's id.
         image: [u8; 32],
     },
+    /// `rdma`: connects a queue of the client, which may then read under its lease.
+    Rdma {
+        /// The lease.
+        lease: u64,
+        /// The client's end of the connection, as it wrote it.
+        endpoint: &'a str,
+    },
+    /// `share`: hands over the node's memory, to a client on the same host.
+    Share,
 }
 
 /// `get` and the like.
@@ -333,11 +342,13 @@ pub enum StatsTopic {
     Placement,
     /// Leases.
     Leases,
+    /// How the memory is read from afar.
+    Rdma,
 }
 
 impl StatsTopic {
     /// All of them with their words.
-    pub const ALL: [(Self, &'static str); 10] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::General, ""),
         (Self::Items, "items"),
         (Self::Slabs, "slabs"),
@@ -348,6 +359,7 @@ impl StatsTopic {
         (Self::Images, "image"),
         (Self::Placement, "placement"),
         (Self::Leases, "leases"),
+        (Self::Rdma, "rdma"),
     ];
 }
 

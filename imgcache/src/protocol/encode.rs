@@ -125,6 +125,8 @@ impl Command<'_> {
             Self::Release { id, bytes_read } => put!(out, "release {id:016x} {bytes_read}"),
             Self::Pin { image, data } => put!(out, "pin {} {data}", hex(image)),
             Self::Unpin { image } => put!(out, "unpin {}", hex(image)),
+            Self::Rdma { lease, endpoint } => put!(out, "rdma {lease:016x} {endpoint}"),
+            Self::Share => put!(out, "share"),
         }
         out.extend_from_slice(b"\r\n");
     }

@@ -47,6 +47,16 @@ pub(super) fn release(rest: &[u8]) -> Result<Command<'_>, Refused> {
     Ok(Command::Release { id, bytes_read })
 }
 
+/// `rdma <lease-id> <endpoint>`.
+pub(super) fn rdma(rest: &[u8]) -> Result<Command<'_>, Refused> {
+    let rest = rest.trim_ascii();
+    let space = rest.iter().position(|byte| *byte == b' ').ok_or(Refusal::Unknown)?;
+    let (id, endpoint) = rest.split_at(space);
+    let lease = lease_id(id).ok_or(Refusal::BadFormat)?;
+    let endpoint = std::str::from_utf8(endpoint.trim_ascii()).map_err(|_| Refusal::BadFormat)?;
+    Ok(Command::Rdma { lease, endpoint })
+}
+
 /// `pin <image-id> <bytes>`.
 pub(super) fn pin(rest: &[u8]) -> Result<Command<'_>, Refused> {
     let [image, list] = exactly(rest)?;

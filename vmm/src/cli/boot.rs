@@ -394,12 +394,14 @@ fn cache_lines(cache: &CacheReport) -> Vec<String> {
             None => String::new(),
         };
         let why = node.link_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let by: Vec<String> =
+            node.by.named().map(|(kind, count)| format!("{count} by {kind}")).collect();
         format!(
-            "  node     {}: {} chunks, {}, by {}{why}{failed}",
+            "  node     {}: {} chunks, {}: {}{why}{failed}",
             node.name,
             node.chunks,
             size::show(node.bytes),
-            node.link
+            by.join(", ")
         )
     }));
     lines

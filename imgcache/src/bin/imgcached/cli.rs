@@ -6,9 +6,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, ValueEnum};
 use imgcache::node::cache::{BackingChoice, CacheConfig, MAX_ITEM_BYTES};
-use imgcache::node::server::{ServerConfig, TlsConfig, UnixConfig};
+use imgcache::node::rdma::{DEFAULT_QUEUES, RdmaConfig};
+use imgcache::node::server::{RdmaChoice, ServerConfig, TlsConfig, UnixConfig};
+use imgcache::transport::verbs;
 
 use crate::exit;
+
+/// How long removed content rests where it can be read from afar: far longer than a READ takes.
+const QUARANTINE: Duration = Duration::from_secs(2);
 
 /// A storage node of the image cache: keeps chunks of images in memory, speaks memcached's text
 /// protocol.
@@ -67,9 +72,10 @@ struct MemoryOptions {
     #[arg(long, value_name = "PERMILLE", default_value_t = 500)]
     max_reserved_permille: u16,
 
-    /// How long memory rests after its item was removed, for remote readers without a lease.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
-    quarantine_ms: u64,
+    /// How long memory rests after its item was removed, for those who read it from afar without a
+    /// lease. By default 2000 where that is possible (--unix, --rdma), else 0.
+    #[arg(long, value_name = "MILLISECONDS")]
+    quarantine_ms: Option<u64>,
 
     /// Take memory page by page as it is used, not all at the start.
     #[arg(long)]
@@ -98,6 +104,15 @@ struct NetworkOptions {
     /// Serve /metrics, /healthz and /readyz here, also while the arena is verified; not by default.
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<SocketAddr>,
+
+    /// Let clients read the memory by RDMA: auto (if there is a device), off, or the name of a device,
+    /// without which the node then does not start.
+    #[arg(long, value_name = "auto|off|DEVICE", default_value = "auto")]
+    rdma: String,
+
+    /// Clients that may be connected by RDMA at once.
+    #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_QUEUES)]
+    rdma_queues: usize,
 
     /// Connections at once; one more is turned away. By default 16384, or as many as the limit of
     /// open files allows.
@@ -233,6 +248,23 @@ fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
+impl NetworkOptions {
+    fn rdma(&self) -> RdmaChoice {
+        let config = |device| RdmaConfig { device, queues: self.rdma_queues };
+        match self.rdma.as_str() {
+            "off" => RdmaChoice::Off,
+            "auto" => RdmaChoice::Auto(config(None)),
+            name => RdmaChoice::Required(config(Some(name.to_owned()))),
+        }
+    }
+
+    /// Whether others than the node's own threads may read its memory.
+    fn exports(&self) -> bool {
+        let device = || verbs::devices().is_ok_and(|devices| !devices.is_empty());
+        self.unix.is_some() || (self.rdma != "off" && device())
+    }
+}
+
 impl Cli {
     /// What the cache is to be like.
     pub fn cache(&self) -> CacheConfig {
@@ -248,7 +280,11 @@ impl Cli {
             },
             file: memory.arena.clone(),
             max_item_bytes: memory.max_item_size,
-            quarantine: Duration::from_millis(memory.quarantine_ms),
+            quarantine: match memory.quarantine_ms {
+                Some(time) => Duration::from_millis(time),
+                None if self.network.exports() => QUARANTINE,
+                None => Duration::ZERO,
+            },
             max_leased_permille: leases.max_leased_permille,
             max_pinned_permille: leases.max_pinned_permille,
             max_reserved_permille: memory.max_reserved_permille,
@@ -285,6 +321,7 @@ impl Cli {
             max_item_bytes: self.memory.max_item_size,
             node_name: operation.node_name.clone().unwrap_or_else(host_name),
             threads: self.threads(),
+            rdma: network.rdma(),
         }
     }
 

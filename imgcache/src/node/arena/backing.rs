@@ -106,10 +106,11 @@ pub(super) fn anonymous(
 }
 
 fn attempt(backing: Backing, length: usize, control: usize) -> io::Result<Mapping> {
-    let flags = match backing {
-        Backing::Hugetlb => MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
-        Backing::Thp | Backing::Small => MemfdFlags::CLOEXEC,
+    let huge = match backing {
+        Backing::Hugetlb => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
+        Backing::Thp | Backing::Small => MemfdFlags::empty(),
     };
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | huge;
     if backing == Backing::Thp {
         shared_huge_pages()?;
     }

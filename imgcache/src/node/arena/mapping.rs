@@ -16,7 +16,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,7 +35,7 @@ pub struct Mapping {
     control: usize,
     claims: Box<[AtomicU64]>,
     /// Closed, and with that unlocked, after it is unmapped.
-    _file: OwnedFd,
+    file: OwnedFd,
 }
 
 // SAFETY: the mapping belongs to no thread; who may access which part is invariants 2 and 3.
@@ -66,10 +66,15 @@ impl Mapping {
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let words = (length - control).div_ceil(GRANULE * 64);
         let claims = (0..words).map(|_| AtomicU64::new(0)).collect();
-        let mapping = Self { start, length, control, claims, _file: file };
+        let mapping = Self { start, length, control, claims, file };
         // An arena in a core dump would be of no use; kernels without the advice dump it.
         let _ = mapping.advise(0, length, Advice::LinuxDontDump);
         Ok(mapping)
+    }
+
+    /// What is mapped.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// Asks for huge pages, or for none.

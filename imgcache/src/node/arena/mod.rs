@@ -15,9 +15,12 @@ mod mapping;
 mod open;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 pub use backing::{Backing, BackingChoice, InvalidBacking};
 pub use mapping::{GRANULE, Slot};
@@ -198,6 +201,20 @@ impl Arena {
     /// The words of the header's page.
     fn page(&self) -> &[AtomicU64] {
         &self.mapping.words()[..HEADER_BYTES / 8]
+    }
+
+    /// Its file, for other processes of this host, which can read it and nothing else: it is sealed
+    /// against being written to (but by the mapping that there is), shrunk and grown.
+    ///
+    /// # Errors
+    /// It is no anonymous memory, or the kernel does not seal it.
+    pub fn sealed(&self) -> io::Result<BorrowedFd<'_>> {
+        let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        let file = self.mapping.file();
+        if !fcntl_get_seals(file)?.contains(seals) {
+            fcntl_add_seals(file, seals)?;
+        }
+        Ok(file)
     }
 
     /// All of it, to be registered with RDMA devices.

@@ -52,6 +52,11 @@ impl Cache {
         released
     }
 
+    /// Whether there is such a lease.
+    pub fn has_lease(&self, id: u64) -> bool {
+        self.lock().holds.has_lease(id)
+    }
+
     /// Holds the items of `keys` for an image until it is unpinned; in place of what was held for it
     /// before. Items that come later are not held: pin again. Pins end with the process.
     ///

@@ -65,6 +65,11 @@ impl Quarantine {
         self.clock = clock;
     }
 
+    /// How long each place waits.
+    pub fn time(&self) -> Duration {
+        self.time
+    }
+
     /// Whether anything waits at all.
     pub fn is_on(&self) -> bool {
         !self.time.is_zero()

@@ -1,11 +1,18 @@
 //! Snapshots for statistics and metrics.
 
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
 use super::counters::{ClassStats, Counters, Placement};
 use super::state::State;
 use super::time::Now;
 use super::{Cache, OpenReport};
+use crate::index::announce::Announcement;
 use crate::index::reader::Exported;
+use crate::node::arena::header::HEADER_BYTES;
 use crate::node::slab::Class;
+use crate::transport::verbs::Memory;
 
 impl State {
     fn class_stats(&mut self, class: Class, now: Now) -> ClassStats {
@@ -92,5 +99,25 @@ impl Cache {
     /// What remote readers need to know.
     pub fn exported(&self) -> Exported {
         self.arena.exported()
+    }
+
+    /// The same, and what else they are told.
+    pub fn announcement(&self) -> Announcement {
+        let index = HEADER_BYTES as u64;
+        let quarantine = self.lock().quarantine.time();
+        Announcement { exported: self.arena.exported(), index, quarantine }
+    }
+
+    /// The memory as a file that cannot be written to or shrunk by whoever gets it.
+    ///
+    /// # Errors
+    /// It is none that could be handed over, or cannot be sealed.
+    pub fn shared_memory(&self) -> io::Result<BorrowedFd<'_>> {
+        self.arena.sealed()
+    }
+
+    /// The memory, for RDMA.
+    pub fn memory(&self) -> Arc<dyn Memory> {
+        self.arena.memory()
     }
 }

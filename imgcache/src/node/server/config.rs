@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::files::DEFAULT_CONNECTIONS;
 use crate::node::cache::MAX_ITEM_BYTES;
+use crate::node::rdma::RdmaConfig;
 
 /// What the server is to be like.
 #[derive(Debug, Clone)]
@@ -30,6 +31,19 @@ pub struct ServerConfig {
     pub node_name: String,
     /// Threads that serve.
     pub threads: usize,
+    /// Whether and how clients may read by RDMA.
+    pub rdma: RdmaChoice,
+}
+
+/// Whether and how clients may read by RDMA.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RdmaChoice {
+    /// Not at all.
+    Off,
+    /// If there is a device.
+    Auto(RdmaConfig),
+    /// In this way, or the node does not start.
+    Required(RdmaConfig),
 }
 
 /// A unix socket.
@@ -65,6 +79,7 @@ impl Default for ServerConfig {
             max_item_bytes: MAX_ITEM_BYTES,
             node_name: "imgcached".to_owned(),
             threads: 1,
+            rdma: RdmaChoice::Off,
         }
     }
 }

@@ -24,6 +24,7 @@ use super::{Shared, stats};
 use crate::node::cache::Now;
 use crate::protocol::command::StatsTopic;
 use crate::protocol::{Decoder, Refusal, Step, Violation, reply};
+use crate::transport::verbs::Endpoint;
 
 /// Requests of one connection before others get their turn.
 const TURN_REQUESTS: usize = 64;
@@ -55,6 +56,10 @@ enum Turn {
     Read,
     /// The output must be sent first, or others be let on.
     Again { is_long: bool },
+    /// A queue must be connected for this lease.
+    Connect(u64, Box<Endpoint>),
+    /// The memory must be handed over.
+    Share,
     /// These statistics must be put into the output, by another thread.
     SlowStats(StatsTopic),
     /// The connection ends when the output is sent.
@@ -93,6 +98,9 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
     };
     let Session { shared, stream, registered, .. } = &mut session;
     let connection = &registered.connection;
+    if let Some(rdma) = &shared.rdma {
+        rdma.close(u64::from(connection.id.unsigned_abs()));
+    }
     match end {
         End::Violation(violation) => {
             shared.counters.violations.add_one();
@@ -125,6 +133,14 @@ impl Session {
                     self.shared.counters.yields.add_one();
                     tokio::task::yield_now().await;
                 }
+                Turn::Connect(lease, endpoint) => {
+                    let Some(rdma) = &self.shared.rdma else { continue };
+                    let id = self.registered.connection.id;
+                    let granted =
+                        rdma.connect(u64::from(id.unsigned_abs()), lease, *endpoint).await;
+                    execute::afar::connected(&self.shared, granted, &mut self.output);
+                }
+                Turn::Share => self.share().await?,
                 Turn::SlowStats(topic) => {
                     let shared = self.shared.clone();
                     let text = tokio::task::spawn_blocking(move || {
@@ -138,6 +154,26 @@ impl Session {
                 Turn::Close(end) => return Err(end),
             }
         }
+    }
+
+    /// Hands over the memory; everything before has been sent.
+    async fn share(&mut self) -> Result<(), End> {
+        let announcement = self.shared.cache.announcement();
+        let refusal = match self.shared.cache.shared_memory() {
+            Ok(memory) if self.stream.is_unix() => {
+                let line = format!("SHARE {announcement}\r\n");
+                return self
+                    .stream
+                    .send_with_file(line.as_bytes(), memory)
+                    .await
+                    .map_err(End::Error);
+            }
+            Ok(_) => "memory is handed over by a unix socket only".to_owned(),
+            Err(error) => format!("the memory cannot be handed over: {error}"),
+        };
+        self.shared.counters.server_errors.add_one();
+        self.output.text().extend(format!("SERVER_ERROR {refusal}\r\n").bytes());
+        Ok(())
     }
 
     /// Carries out what came, up to a bound.
@@ -212,6 +248,8 @@ impl Session {
                 Next::Done | Next::Get(_) => {}
                 Next::Receive(begun) => *transfer = Some(begun),
                 Next::Skip(length) => decoder.skip_data(length),
+                Next::Connect(lease, endpoint) => return Turn::Connect(lease, endpoint),
+                Next::Share => return Turn::Share,
                 Next::SlowStats(topic) => return Turn::SlowStats(topic),
                 Next::Close => return Turn::Close(End::Closed),
             }

@@ -50,6 +50,10 @@ impl Counter {
 }
 
 counters! {
+    /// `rdma` requests.
+    rdma,
+    /// `share` requests.
+    share,
     /// Connections accepted, those refused not among them.
     connections,
     /// Connections refused because there were too many.

@@ -29,6 +29,9 @@ pub enum ServerError {
     /// No address at all.
     #[error("nothing to listen on: give an address or a unix socket")]
     NothingToListenOn,
+    /// RDMA that was asked for by name.
+    #[error("no RDMA: {0}")]
+    Rdma(#[from] crate::transport::verbs::VerbsError),
     /// No threads.
     #[error("cannot start threads: {0}")]
     Threads(#[source] io::Error),

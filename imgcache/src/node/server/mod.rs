@@ -37,7 +37,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
-pub use self::config::{ServerConfig, TlsConfig, UnixConfig};
+pub use self::config::{RdmaChoice, ServerConfig, TlsConfig, UnixConfig};
 use self::connections::{Address, Connections};
 use self::counters::ServerCounters;
 pub use self::error::ServerError;
@@ -46,6 +46,7 @@ pub use self::http::{Http, Opening};
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::node::cache::{Cache, Now};
+use crate::node::rdma::Rdma;
 
 /// Memory for long lines and lists of keys, of all connections together, in bytes.
 const INPUT_BUDGET: usize = 64 << 20;
@@ -65,6 +66,7 @@ struct Shared {
     connections: Arc<Connections>,
     input_budget: budget::Budget,
     tls: Option<Arc<Tls>>,
+    rdma: Option<Rdma>,
     workers: workers::Workers,
     log: log::RateLimited,
     started: Now,
@@ -173,6 +175,7 @@ impl Server {
             unix: unix.as_ref().map(|(_, path)| path.clone()),
             http: http.as_ref().map(Http::address),
         };
+        let rdma = rdma(&config.rdma, &cache)?;
         let threads = config.threads;
         let shared = Arc::new(Shared {
             cache,
@@ -183,6 +186,7 @@ impl Server {
             reset: stats::Reset::default(),
             input_budget: budget::Budget::new(INPUT_BUDGET),
             tls,
+            rdma,
             workers: workers::Workers::start(threads).map_err(ServerError::Threads)?,
             log: log::RateLimited::default(),
             started: Now::system(),
@@ -235,6 +239,23 @@ impl Server {
         };
         let _ = timeout(GOODBYE, all_gone).await;
         drained
+    }
+}
+
+/// Begins to let clients read by RDMA, where there is a device, or there must be one.
+fn rdma(choice: &RdmaChoice, cache: &Cache) -> Result<Option<Rdma>, ServerError> {
+    let (config, required) = match choice {
+        RdmaChoice::Off => return Ok(None),
+        RdmaChoice::Auto(config) => (config, false),
+        RdmaChoice::Required(config) => (config, true),
+    };
+    match Rdma::start(config, cache.memory(), cache.announcement()) {
+        Ok(rdma) => Ok(Some(rdma)),
+        Err(error) if required => Err(error.into()),
+        Err(error) => {
+            tracing::info!("no RDMA: {error}");
+            Ok(None)
+        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! The byte stream to a client: TCP, a unix socket, or TLS over TCP.
 
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use rustix::net::sockopt;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::server::TlsStream;
 
@@ -39,6 +41,34 @@ pub(super) fn configure(stream: &TcpStream) -> io::Result<()> {
 }
 
 impl Stream {
+    /// Whether it is a socket of this host.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Self::Unix(_))
+    }
+
+    /// Sends `line`, and a file with it. Only by a [unix](Self::is_unix) socket.
+    pub async fn send_with_file(&self, line: &[u8], file: BorrowedFd<'_>) -> io::Result<()> {
+        let Self::Unix(stream) = self else { return Err(io::ErrorKind::Unsupported.into()) };
+        let send = || {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            let files = [file];
+            control.push(SendAncillaryMessage::ScmRights(&files));
+            let parts = [IoSlice::new(line)];
+            Ok(sendmsg(stream, &parts, &mut control, SendFlags::NOSIGNAL)?)
+        };
+        loop {
+            stream.writable().await?;
+            match stream.try_io(Interest::WRITABLE, send) {
+                // A line is far smaller than what a socket takes at once.
+                Ok(sent) if sent == line.len() => return Ok(()),
+                Ok(_) => return Err(io::ErrorKind::WriteZero.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => (),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// Waits until a read has something to say, without needing memory for it. What TLS decrypted
     /// already must have been read before.
     pub async fn readable(&self) -> io::Result<()> {
@@ -82,7 +112,7 @@ impl AsyncWrite for Stream {
     fn poll_write_vectored(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
+        slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         delegate!(self, poll_write_vectored(context, slices))
     }

@@ -16,7 +16,7 @@ use super::node::Node;
 use super::shared::SharedArena;
 use crate::cluster::address::NodeAddress;
 use crate::parallel::lock;
-use crate::transport::verbs::{self, Domain, Fabric, VerbsError};
+use crate::transport::verbs::{Domain, Fabric};
 
 /// What chunks come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -137,18 +137,11 @@ pub(super) struct LocalDevice(OnceLock<Result<Domain, String>>);
 
 impl LocalDevice {
     fn domain(&self) -> Result<&Domain, &str> {
-        let opened = self.0.get_or_init(|| open().map_err(|error| error.to_string()));
+        let opened = self.0.get_or_init(|| {
+            let opened = Fabric::open_any().and_then(|fabric| fabric.domain());
+            opened.map_err(|error| error.to_string())
+        });
         opened.as_ref().map_err(String::as_str)
-    }
-}
-
-/// Opens the first device that has a port which can be used.
-fn open() -> Result<Domain, VerbsError> {
-    let devices = verbs::devices()?;
-    let usable = devices.iter().find(|device| device.usable_port().is_some());
-    match usable.or(devices.first()) {
-        Some(device) => Fabric::open(&device.name, None)?.domain(),
-        None => Err(VerbsError::NoDevice),
     }
 }
 
@@ -189,5 +182,5 @@ fn socket_of(node: &Node, deadline: Instant) -> Result<PathBuf, String> {
     });
     let stats = announced.map_err(|error| error.to_string())??;
     let socket = stats.iter().find(|(name, _)| name == "socket").map(|(_, path)| Path::new(path));
-    Ok(socket.ok_or("it has no socket for that: imgcached --listen unix:/PATH")?.to_owned())
+    Ok(socket.ok_or("it has no socket for that: imgcached --unix PATH")?.to_owned())
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::context::{Context, DomainHandle, Opened};
-use super::device::{Device, Gid, Port};
+use super::device::{Device, Gid, Port, devices};
 use super::endpoint::Endpoint;
 use super::error::VerbsError;
 
@@ -64,6 +64,17 @@ impl Fabric {
         port.check(name)?;
         let gid = *port.preferred_gid().ok_or_else(missing)?;
         Ok(Self { shared: Arc::new(Shared { context, device, port, gid }) })
+    }
+
+    /// Opens the first device that has a port which can be used.
+    ///
+    /// # Errors
+    /// There is none; if there are devices, why the first cannot be used.
+    pub fn open_any() -> Result<Self, VerbsError> {
+        let devices = devices()?;
+        let usable = devices.iter().find(|device| device.usable_port().is_some());
+        let device = usable.or(devices.first()).ok_or(VerbsError::NoDevice)?;
+        Self::open(&device.name, None)
     }
 
     /// The device, as it was when it was opened.

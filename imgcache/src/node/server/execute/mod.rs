@@ -1,5 +1,6 @@
 //! Carries out commands on the cache and puts the replies into the output.
 
+pub(super) mod afar;
 mod hold;
 mod meta;
 
@@ -13,6 +14,7 @@ use crate::node::cache::{
 };
 use crate::protocol::command::{self, Command, Mode, Refused, StatsTopic};
 use crate::protocol::{Expiry, reply};
+use crate::transport::verbs::Endpoint;
 
 /// What memcached answers where a number was expected in an item.
 const NON_NUMERIC: &str = "CLIENT_ERROR cannot increment or decrement non-numeric value";
@@ -30,6 +32,10 @@ pub(super) enum Next {
     Skip(u32),
     /// With the keys of a get, one after the other.
     Get(Keys),
+    /// With connecting a queue for a lease.
+    Connect(u64, Box<Endpoint>),
+    /// With handing over the memory.
+    Share,
     /// With statistics that take too long for an event loop.
     SlowStats(StatsTopic),
     /// Not at all.
@@ -135,6 +141,14 @@ pub(super) fn execute(shared: &Shared, command: &Command<'_>, out: &mut Output, 
         Command::Unpin { image } => {
             counters.pin.add_one();
             hold::unpin(shared, *image, out);
+        }
+        Command::Rdma { lease, endpoint } => {
+            counters.rdma.add_one();
+            return afar::connect(shared, *lease, endpoint, out);
+        }
+        Command::Share => {
+            counters.share.add_one();
+            return Next::Share;
         }
     }
     Next::Done

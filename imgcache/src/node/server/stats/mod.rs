@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use super::Shared;
 use super::counters::ServerCounts;
 use crate::node::cache::{Counts, Now};
+use crate::node::rdma::Facts;
 use crate::parallel::lock;
 use crate::protocol::command::StatsTopic;
 use crate::protocol::reply::{line, stat};
@@ -38,6 +39,7 @@ pub(super) fn write(shared: &Shared, topic: StatsTopic, out: &mut Vec<u8>, now: 
         StatsTopic::Images => images::write(shared, out, now),
         StatsTopic::Placement => placement(shared, out),
         StatsTopic::Leases => leases(shared, out, now),
+        StatsTopic::Rdma => afar(shared, out),
     }
     line(out, "END");
 }
@@ -227,6 +229,28 @@ fn connections(shared: &Shared, out: &mut Vec<u8>, now: Now) {
         stat(out, format_args!("{id}:state"), connection.state());
         stat(out, format_args!("{id}:secs_since_last_cmd"), connection.idle(now.monotonic));
     }
+}
+
+/// How the memory can be read from afar.
+fn afar(shared: &Shared, out: &mut Vec<u8>) {
+    stat(out, "announcement", shared.cache.announcement());
+    if let Some(socket) = &shared.addresses.unix {
+        stat(out, "socket", socket.display());
+    }
+    let Some(rdma) = &shared.rdma else { return stat(out, "rdma", "none") };
+    let Facts { device, gid, windows } = rdma.facts();
+    let state = match rdma.is_ready() {
+        Some(true) => "ready",
+        Some(false) => "registering",
+        None => "failed",
+    };
+    stat(out, "rdma", state);
+    stat(out, "device", &device.name);
+    stat(out, "gid", format_args!("{:032x}", u128::from_be_bytes(*gid)));
+    stat(out, "windows", flag(*windows));
+    stat(out, "window_bounds_enforced", flag(device.window_bounds_enforced()));
+    stat(out, "queues", rdma.queues());
+    stat(out, "max_queues", rdma.max_queues());
 }
 
 fn placement(shared: &Shared, out: &mut Vec<u8>) {

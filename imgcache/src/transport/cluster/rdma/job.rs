@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::index::IndexKey;
 use crate::index::entry::Entry;
-use crate::index::reader::{Bucket, EMPTY_BUCKET, Exported, Look, PAUSES};
-use crate::index::table::BUCKET_BYTES;
+use crate::index::reader::{EMPTY_BUCKET, Exported, Look, PAUSES, bucket_of};
 use crate::record::ItemKey;
 use crate::transport::cluster::board::Task;
 use crate::transport::verbs::Buffer;
@@ -66,8 +65,9 @@ impl<'s, 'm> Job<'s, 'm> {
     pub(super) fn looked(&mut self, exported: &Exported) -> Step {
         let mut buckets = [EMPTY_BUCKET; 2];
         for (bytes, bucket) in self.buckets.iter().zip(&mut buckets) {
-            if let Some(bytes) = bytes {
-                *bucket = words(bytes);
+            // They are read whole, or not at all.
+            if let Some(bytes) = bytes.as_deref().and_then(|bytes| bytes.first_chunk()) {
+                *bucket = bucket_of(bytes);
             }
         }
         match exported.look(&buckets, self.key) {
@@ -97,14 +97,4 @@ impl<'s, 'm> Job<'s, 'm> {
     pub(super) fn differs(&mut self) -> Step {
         if self.reads < READS { Step::Look(Duration::ZERO) } else { Step::AskNode }
     }
-}
-
-/// A bucket as its words.
-fn words(bytes: &[u8]) -> Bucket {
-    let mut bucket = EMPTY_BUCKET;
-    debug_assert_eq!(bytes.len(), BUCKET_BYTES, "buckets are read whole");
-    for (word, bytes) in bucket.iter_mut().flatten().zip(bytes.as_chunks::<8>().0) {
-        *word = u64::from_le_bytes(*bytes);
-    }
-    bucket
 }

@@ -35,7 +35,7 @@ impl<'m> SharedLink<'m> {
     fn bring(&self, worker: &mut Worker<'_, 'm>, work: Work<'m>) -> Option<Work<'m>> {
         let begun = Instant::now();
         let key = ItemKey::chunk(&work.task.key).index_key();
-        // An entry that was outside of the memory is none that the node has written.
+        // What cannot be read is asked for.
         let Ok(found) = self.arena.lookup(key) else { return Some(work) };
         let entry = match found {
             Lookup::Found(entry) => entry,
@@ -49,7 +49,9 @@ impl<'m> SharedLink<'m> {
             worker.wrong_length(work, entry.length.into());
             return None;
         }
-        if !self.arena.copy(&entry, work.buffer) || !worker.is_whole(&work.task, work.buffer) {
+        if self.arena.copy(&entry, work.buffer).is_err()
+            || !worker.is_whole(&work.task, work.buffer)
+        {
             // It was replaced meanwhile, or is damaged: the node knows.
             return Some(work);
         }

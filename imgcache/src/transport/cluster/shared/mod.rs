@@ -1,10 +1,11 @@
 //! Chunks out of the memory of a node on this host, without a word to the node.
 //!
-//! - `mapping`: the memory;
+//! The memory is a file without a name. It is read by `pread`, not mapped: a mapping costs a page table
+//! entry for each page of it in each process that loads, which took six times as long as the copying.
+//!
 //! - [`link`]: a thread's part of a load.
 
 pub(super) mod link;
-mod mapping;
 
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -13,13 +14,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::io::{Errno, pread};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, recvmsg};
 
-use self::mapping::Mapping;
 use crate::index::IndexKey;
 use crate::index::announce::{Announcement, AnnouncementError};
 use crate::index::entry::Entry;
-use crate::index::reader::{Bucket, BucketSource, Lookup};
+use crate::index::reader::{Bucket, BucketSource, Lookup, bucket_of};
 use crate::index::table::BUCKET_BYTES;
 
 /// Bytes that the answer of a node may have.
@@ -29,7 +30,7 @@ const ANSWER_BYTES: usize = 512;
 #[derive(Debug)]
 pub(super) struct SharedArena {
     announcement: Announcement,
-    mapping: Mapping,
+    memory: OwnedFd,
     /// Ends with the node, and nothing comes on it.
     stream: UnixStream,
 }
@@ -48,11 +49,6 @@ pub(super) enum ShareError {
     Announcement(#[from] AnnouncementError),
 }
 
-/// Nothing of the index is outside of the mapping, or else the announcement was not true of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("bucket {0} of the node's index is outside of its memory")]
-pub(super) struct Outside(u64);
-
 impl SharedArena {
     /// Has the node at a socket of this host hand over its memory (`share`, in
     /// `docs/cache-protocol.md`).
@@ -67,20 +63,12 @@ impl SharedArena {
         let (answer, memory) = receive(&stream)?;
         let announced = answer.strip_suffix("\r\n").and_then(|line| line.strip_prefix("SHARE "));
         match (announced, memory) {
-            (Some(announced), Some(memory)) => Self::new(announced.parse()?, &memory, stream),
+            (Some(announced), Some(memory)) => {
+                stream.set_nonblocking(true)?;
+                Ok(Self { announcement: announced.parse()?, memory, stream })
+            }
             _ => Err(ShareError::Refused(answer)),
         }
-    }
-
-    fn new(
-        announcement: Announcement,
-        memory: &OwnedFd,
-        stream: UnixStream,
-    ) -> Result<Self, ShareError> {
-        let length = usize::try_from(announcement.exported.bytes).map_err(io::Error::other)?;
-        let mapping = Mapping::new(memory, length)?;
-        stream.set_nonblocking(true)?;
-        Ok(Self { announcement, mapping, stream })
     }
 
     /// Whether the node that handed it over still runs.
@@ -90,14 +78,28 @@ impl SharedArena {
         matches!(end, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    fn lookup(&self, key: IndexKey) -> Result<Lookup, Outside> {
+    fn lookup(&self, key: IndexKey) -> io::Result<Lookup> {
         self.announcement.exported.lookup(&mut &*self, key)
     }
 
-    /// Copies the content of `entry`; whether it is inside the memory, and as long as `out`.
-    fn copy(&self, entry: &Entry, out: &mut [u8]) -> bool {
-        usize::try_from(entry.length) == Ok(out.len())
-            && usize::try_from(entry.offset).is_ok_and(|offset| self.mapping.copy(offset, out))
+    /// Copies the content of `entry`, which is as long as `out`. It may be of several moments.
+    fn copy(&self, entry: &Entry, out: &mut [u8]) -> io::Result<()> {
+        self.read(entry.offset, out)
+    }
+
+    fn read(&self, mut offset: u64, mut out: &mut [u8]) -> io::Result<()> {
+        while !out.is_empty() {
+            match pread(&self.memory, &mut *out, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(length) => {
+                    out = &mut out[length..];
+                    offset += length as u64;
+                }
+                Err(Errno::INTR) => (),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -112,7 +114,7 @@ fn receive(stream: &UnixStream) -> io::Result<(String, Option<OwnedFd>)> {
         let flags = RecvFlags::CMSG_CLOEXEC;
         let mut parts = [IoSliceMut::new(&mut bytes)];
         let received = match recvmsg(stream, &mut parts, &mut control, flags) {
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(Errno::INTR) => continue,
             received => received?,
         };
         for message in control.drain() {
@@ -129,18 +131,14 @@ fn receive(stream: &UnixStream) -> io::Result<(String, Option<OwnedFd>)> {
 }
 
 impl BucketSource for &SharedArena {
-    type Error = Outside;
+    type Error = io::Error;
 
-    fn read(&mut self, buckets: [u64; 2], out: &mut [Bucket; 2]) -> Result<(), Outside> {
+    fn read(&mut self, buckets: [u64; 2], out: &mut [Bucket; 2]) -> io::Result<()> {
         for (number, bucket) in buckets.into_iter().zip(out) {
-            let start = number
-                .checked_mul(BUCKET_BYTES as u64)
-                .and_then(|offset| offset.checked_add(self.announcement.index))
-                .and_then(|offset| usize::try_from(offset).ok())
-                .ok_or(Outside(number))?;
-            for (at, word) in bucket.iter_mut().flatten().enumerate() {
-                *word = self.mapping.word(start + at * 8).ok_or(Outside(number))?;
-            }
+            let mut bytes = [0; BUCKET_BYTES];
+            let offset = self.announcement.index + number * BUCKET_BYTES as u64;
+            SharedArena::read(self, offset, &mut bytes)?;
+            *bucket = bucket_of(&bytes);
         }
         Ok(())
     }
