@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::error::{Refused, VerbsError};
 use super::fabric::Domain;
 use super::pair::Pair;
-use super::queue::{Local, Operation, Queue, Remote, Work, sealed};
+use super::queue::{Queue, sealed};
 use super::region::{LOCAL_WRITE, Registration, Span};
+use super::request::{Local, Operation, Remote, Work};
 use super::settings::check_depth;
 use super::status::Status;
 

@@ -24,8 +24,9 @@ use super::error::{Refused, VerbsError};
 use super::fabric::Domain;
 use super::library::{done, object};
 use super::pair::Pair;
-use super::queue::{Operation, Queue, Remote, Work, sealed};
+use super::queue::{Queue, sealed};
 use super::region::{Export, Part, REMOTE_READ, REMOTE_WRITE, Region};
+use super::request::{Operation, Remote, Work};
 use super::settings::check_depth;
 use super::status::Status;
 
