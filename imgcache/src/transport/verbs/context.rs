@@ -23,8 +23,8 @@ use super::library::{Library, done, object};
 const LINK_UNSPECIFIED: u8 = 0;
 const LINK_INFINIBAND: u8 = 1;
 const LINK_ETHERNET: u8 = 2;
-/// More addresses than any port has.
-const MAX_GIDS: usize = 4096;
+/// As many addresses as the kernel returns at once: an answer of the uverbs interface has less than 64 KiB.
+const MAX_GIDS: usize = 65_535 / size_of::<ibv_gid_entry>();
 
 /// An opened device.
 #[derive(Debug)]

@@ -35,6 +35,7 @@ mod library;
 mod pair;
 mod queue;
 mod region;
+mod request;
 mod scope;
 mod settings;
 mod status;
@@ -44,8 +45,9 @@ pub use device::{Device, Driver, Gid, GidKind, Limits, LinkLayer, Port, PortStat
 pub use endpoint::{Endpoint, EndpointError, MAX_TEXT};
 pub use error::{Refused, VerbsError};
 pub use fabric::{Domain, Fabric};
-pub use queue::{Completion, Queue, QueueState, Remote};
+pub use queue::{Completion, Queue, QueueState};
 pub use region::{Export, Memory, Part, Region, Span};
+pub use request::Remote;
 pub use scope::{Buffer, Lent, LoadQueue, Loading, Scope, Source, Transfer};
 pub use settings::{DEPTH, Settings};
 pub use status::Status;

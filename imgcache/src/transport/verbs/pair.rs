@@ -36,7 +36,7 @@ pub(super) struct Pair {
     domain: Domain,
     raw: Raw,
     number: u32,
-    state: Mutex<Life>,
+    life: Mutex<Life>,
 }
 
 #[derive(Clone, Copy)]
@@ -47,7 +47,7 @@ struct Raw {
     fd: RawFd,
 }
 
-/// Whether the queue pair is there.
+/// Whether it is there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Life {
     There,
@@ -143,7 +143,7 @@ impl Pair {
         // SAFETY: made just now.
         let number = unsafe { qp.as_ref().qp_num };
         let raw = Raw { qp, cq, channel, fd };
-        let pair = Self { domain: domain.clone(), raw, number, state: Mutex::new(Life::There) };
+        let pair = Self { domain: domain.clone(), raw, number, life: Mutex::new(Life::There) };
         pair.initialise(access)?;
         Ok(pair)
     }
@@ -333,36 +333,26 @@ impl Pair {
         }
     }
 
-    /// Destroys the queue pair, once; afterwards the device uses none of the memory that requests of it
-    /// named, and takes no request of the other side. The rest goes with `self`.
+    /// Destroys it all, once; afterwards the device uses none of the memory that requests named, and takes
+    /// no request of the other side.
+    ///
+    /// # Errors
+    /// The queue pair is not destroyed, and the device may go on.
     ///
     /// # Safety
-    /// Of the other functions none is called any more, but for `domain` and `number`.
+    /// Of the other functions none is called any more, but for `domain` and `number`, and nobody has the
+    /// descriptor.
     pub(super) unsafe fn destroy(&self) -> Result<(), VerbsError> {
-        let mut life = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut life = self.life.lock().unwrap_or_else(PoisonError::into_inner);
         if *life == Life::Gone {
             return Ok(());
         }
         let context = self.domain.handle.context();
+        let library = context.library();
         // SAFETY: it is there.
-        let code = unsafe { (context.library().destroy_qp)(self.raw.qp.as_ptr()) };
+        let code = unsafe { (library.destroy_qp)(self.raw.qp.as_ptr()) };
         done("ibv_destroy_qp", context.name(), code)?;
         *life = Life::Gone;
-        Ok(())
-    }
-}
-
-impl Drop for Pair {
-    fn drop(&mut self) {
-        let context = self.domain.handle.context();
-        let library = context.library();
-        // SAFETY: nobody has it any more.
-        if let Err(error) = unsafe { self.destroy() } {
-            // Then the rest cannot go either, nor the domain.
-            log::error!("{error}");
-            std::mem::forget(self.domain.clone());
-            return;
-        }
         // SAFETY: made in `new`, used by the queue pair only, and all events are acknowledged.
         let codes = unsafe {
             let cq = (library.destroy_cq)(self.raw.cq.as_ptr());
@@ -370,6 +360,18 @@ impl Drop for Pair {
         };
         if codes != [0, 0] {
             log::error!("a completion queue of {} could not be destroyed", context.name());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        // SAFETY: nobody has it any more.
+        if let Err(error) = unsafe { self.destroy() } {
+            // Then the domain cannot go either.
+            log::error!("{error}");
+            std::mem::forget(self.domain.clone());
         }
     }
 }

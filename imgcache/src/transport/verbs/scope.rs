@@ -17,8 +17,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::error::{Refused, VerbsError};
 use super::fabric::Domain;
 use super::pair::Pair;
-use super::queue::{Local, Operation, Queue, Remote, Work, sealed};
+use super::queue::{Queue, sealed};
 use super::region::{LOCAL_WRITE, Registration, Span};
+use super::request::{Local, Operation, Remote, Work};
 use super::settings::check_depth;
 use super::status::Status;
 
@@ -95,6 +96,33 @@ pub struct Transfer<'scope, 'm> {
 impl Domain {
     /// Runs `body` with a scope for memory of lifetime `'m`. When it returns, the device has done with
     /// all of that memory.
+    ///
+    /// Buffers and queues do not leave the scope:
+    /// ```compile_fail
+    /// # fn leak(domain: &imgcache::transport::verbs::Domain, memory: &mut [u8]) {
+    /// let buffers = domain.scope(|scope| scope.register(vec![memory]).unwrap());
+    /// # }
+    /// ```
+    /// and the memory that they borrow is not to be had while there is one:
+    /// ```compile_fail
+    /// # fn alias(domain: &imgcache::transport::verbs::Domain, memory: &mut [u8]) {
+    /// domain.scope(|scope| {
+    ///     let buffers = scope.register(vec![&mut *memory]).unwrap();
+    ///     memory[0] = 1;
+    ///     drop(buffers);
+    /// });
+    /// # }
+    /// ```
+    /// while this is fine:
+    /// ```
+    /// # fn fine(domain: &imgcache::transport::verbs::Domain, memory: &mut [u8]) {
+    /// domain.scope(|scope| {
+    ///     let buffers = scope.register(vec![&mut *memory]).unwrap();
+    ///     drop(buffers);
+    /// });
+    /// memory[0] = 1;
+    /// # }
+    /// ```
     pub fn scope<'m, R>(&self, body: impl for<'scope> FnOnce(&'scope Scope<'scope, 'm>) -> R) -> R {
         // Dropped after the scope, also while a panic goes by.
         let held = Held::default();

@@ -24,15 +24,15 @@ use super::error::{Refused, VerbsError};
 use super::fabric::Domain;
 use super::library::{done, object};
 use super::pair::Pair;
-use super::queue::{Operation, Queue, Remote, Work, sealed};
+use super::queue::{Queue, sealed};
 use super::region::{Export, Part, REMOTE_READ, REMOTE_WRITE, Region};
+use super::request::{Operation, Remote, Work};
 use super::settings::check_depth;
 use super::status::Status;
 
 /// A window that is not bound: a right that nobody has.
 pub struct Window {
     raw: NonNull<ibv_mw>,
-    key: u32,
     domain: Arc<DomainHandle>,
 }
 
@@ -43,7 +43,21 @@ unsafe impl Sync for Window {}
 
 impl fmt::Debug for Window {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Window({:#x})", self.key)
+        write!(f, "Window({:#x})", self.key())
+    }
+}
+
+impl Window {
+    /// The key that it had last.
+    fn key(&self) -> u32 {
+        // SAFETY: the window is there, and only changed through `&mut self`.
+        unsafe { self.raw.as_ref().rkey }
+    }
+
+    /// It was bound with `key`: drivers look here for the key that the device has.
+    fn set_key(&mut self, key: u32) {
+        // SAFETY: as above.
+        unsafe { self.raw.as_mut().rkey = key };
     }
 }
 
@@ -121,9 +135,7 @@ impl Domain {
         // SAFETY: the domain is there.
         let raw = unsafe { ibv_alloc_mw(self.handle.raw(), ibv_mw_type::IBV_MW_TYPE_2) };
         let raw = object("ibv_alloc_mw", &device.name, raw)?;
-        // SAFETY: made just now.
-        let key = unsafe { raw.as_ref().rkey };
-        Ok(Window { raw, key, domain: Arc::clone(&self.handle) })
+        Ok(Window { raw, domain: Arc::clone(&self.handle) })
     }
 
     /// Makes a queue for `depth` changes of windows, whose peer may use the keys of the domain's
@@ -245,13 +257,13 @@ impl<P: Part> ServeQueue<P> {
         length: u64,
         access: u32,
     ) -> Result<Remote, Refused<Bound<P>>> {
-        let Some(window) = &mut bound.window else {
+        let Some(window) = &bound.window else {
             return Err(Refused::new(NO_WINDOW, vec![bound]));
         };
         // The low byte of a key is the binder's; a new one each time keeps old keys from working.
-        let old = window.key;
+        let old = window.key();
         let key = (old & !0xff) | (old.wrapping_add(1) & 0xff);
-        (window.key, bound.key) = (key, key);
+        bound.key = key;
         let operation = Operation::Bind(Binding {
             window: window.raw.as_ptr(),
             key,
@@ -266,10 +278,7 @@ impl<P: Part> ServeQueue<P> {
         let posted = unsafe { self.post_work(vec![Work { id, operation, item }]) };
         posted.map(|()| Remote { address, key }).map_err(|refused| {
             refused.filter_map(|Work { item: Pending(change), .. }| {
-                let (Change::Bind(mut bound) | Change::Invalidate(mut bound)) = change;
-                if let Some(window) = &mut bound.window {
-                    window.key = old;
-                }
+                let (Change::Bind(bound) | Change::Invalidate(bound)) = change;
                 Some(bound)
             })
         })
@@ -282,11 +291,19 @@ impl<P: Part> sealed::Purpose for Serving<P> {
 
     fn finish(&mut self, Pending(change): Pending<P>, status: Status) -> Served<P> {
         match change {
-            Change::Bind(bound) if !status.is_success() => bound.free(),
+            Change::Bind(mut bound) if status.is_success() => {
+                let key = bound.key;
+                if let Some(window) = &mut bound.window {
+                    window.set_key(key);
+                }
+                self.bound.insert(key, bound);
+                Served::Bound { key }
+            }
+            Change::Bind(bound) => bound.free(),
             Change::Invalidate(bound) if status.is_success() || bound.window.is_none() => {
                 bound.free()
             }
-            Change::Bind(bound) | Change::Invalidate(bound) => {
+            Change::Invalidate(bound) => {
                 let key = bound.key;
                 self.bound.insert(key, bound);
                 Served::Bound { key }
