@@ -18,11 +18,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts one; `arguments` come on top of the address.
+    /// Starts one; `arguments` come on top of the address, if they have none.
     pub fn start(folder: &Path, arguments: &[&str]) -> Self {
         let log = folder.join(format!("node-{}.log", number()));
+        let somewhere = ["--listen", "127.0.0.1:0"];
+        let address = if arguments.contains(&"--listen") { &[][..] } else { &somewhere };
         let mut child = Command::new(program())
-            .args(["--listen", "127.0.0.1:0", "--no-populate", "--backing", "4k"])
+            .args(["--no-populate", "--backing", "4k"])
+            .args(address)
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -31,7 +34,8 @@ impl Node {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("ready listen=").and_then(|text| text.parse().ok());
+        let address =
+            line.split_whitespace().find_map(|word| word.strip_prefix("listen=")?.parse().ok());
         let address = address.unwrap_or_else(|| {
             panic!("no node: {line:?}: {}", std::fs::read_to_string(&log).unwrap())
         });

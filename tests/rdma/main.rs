@@ -1,0 +1,12 @@
+//! Loads by RDMA, with the real programs, over a soft-RoCE device (`scripts/lib/rxe.sh`): `scripts/test lab`
+//! runs them in the lab, with `--ignored`.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../lab/guest.rs"]
+mod guest;
+
+mod cache;
+mod faults;
+mod loads;
