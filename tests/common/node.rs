@@ -13,7 +13,8 @@ use rustix::process::{Pid, Signal, kill_process};
 /// A running `imgcached`.
 #[derive(Debug)]
 pub struct Node {
-    child: Child,
+    /// None if somebody else started it.
+    child: Option<Child>,
     address: SocketAddr,
 }
 
@@ -39,7 +40,12 @@ impl Node {
         let address = address.unwrap_or_else(|| {
             panic!("no node: {line:?}: {}", std::fs::read_to_string(&log).unwrap())
         });
-        Self { child, address }
+        Self { child: Some(child), address }
+    }
+
+    /// One that somebody else has started, or will.
+    pub fn elsewhere(address: SocketAddr) -> Self {
+        Self { child: None, address }
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -47,7 +53,7 @@ impl Node {
     }
 
     pub fn pid(&self) -> Pid {
-        Pid::from_child(&self.child)
+        Pid::from_child(self.child.as_ref().unwrap())
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -56,7 +62,7 @@ impl Node {
 
     /// Waits for its end after a signal; its exit code.
     pub fn wait(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
+        self.child.as_mut().unwrap().wait().unwrap().code()
     }
 
     /// The statistics `group`, as (name, value).
@@ -94,8 +100,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.child {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -9,4 +9,5 @@ mod guest;
 
 mod cache;
 mod faults;
+mod hosts;
 mod loads;
