@@ -3,8 +3,8 @@
 use rustix::process::Signal;
 
 use crate::common::Bench;
+use crate::common::guest::boot;
 use crate::common::node::Node;
-use crate::guest::boot;
 
 #[test]
 #[ignore = "boots guests: scripts/test runs it in the lab"]

@@ -1,7 +1,7 @@
 //! What a boot costs, by KVM's own counters: they do not depend on how fast the machine is.
 
 use crate::common::Bench;
-use crate::guest::boot;
+use crate::common::guest::boot;
 
 /// The best peer takes 4,010 exits for this boot, others 48,000 to 92,000.
 pub const EXITS: u64 = 4500;

@@ -1,7 +1,7 @@
 //! How a guest's life ends, and the exit code for each end.
 
 use crate::common::Bench;
-use crate::guest::boot;
+use crate::common::guest::boot;
 
 fn ends_with(code: i32, words: &str, append: &str) {
     let bench = Bench::new();

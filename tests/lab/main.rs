@@ -9,7 +9,7 @@ mod cluster;
 mod console;
 mod cost;
 mod ends;
-mod guest;
+
 mod matrix;
 mod payload;
 mod settle;

@@ -4,7 +4,7 @@
 use vmm::machine::boot::MACHINE_COMMAND_LINE;
 
 use crate::common::Bench;
-use crate::guest::boot;
+use crate::common::guest::boot;
 
 /// The RAM of a machine beyond what its memory map offers: the area below 1 MiB that a PC reserves.
 const RESERVED_KIB: u64 = (0x10_0000 - 0x9_fc00) / 1024;

@@ -1,7 +1,7 @@
 //! Large ramdisks of random content, as in the paper: every byte arrives.
 
 use crate::common::Bench;
-use crate::guest::boot;
+use crate::common::guest::boot;
 
 fn arrives(initrd: &str, memory: &str) {
     let bench = Bench::new();

@@ -8,9 +8,9 @@ use rustix::pipe::fcntl_setpipe_size;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use crate::common::guest::{Boot, boot};
 use crate::common::{Bench, guest_file};
 use crate::cost::{EXITS, SMALL_PAGES};
-use crate::guest::{Boot, boot};
 
 const MIB: u64 = 1 << 20;
 

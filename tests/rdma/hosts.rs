@@ -9,8 +9,8 @@ use rustix::process::Signal;
 
 use crate::cache::{DEVICE, chunks, wait};
 use crate::common::Bench;
+use crate::common::guest::boot;
 use crate::common::node::Node;
-use crate::guest::boot;
 
 /// The port of all storage nodes.
 const PORT: u16 = 11211;

@@ -1,7 +1,7 @@
 //! Loads that go well.
 
 use crate::cache::{Cache, chunks, queues, resources, wait};
-use crate::guest::boot;
+use crate::common::guest::boot;
 
 #[test]
 #[ignore = "needs an RDMA device: scripts/test runs it in the lab"]

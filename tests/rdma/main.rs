@@ -4,8 +4,6 @@
 
 #[path = "../common/mod.rs"]
 mod common;
-#[path = "../lab/guest.rs"]
-mod guest;
 
 mod cache;
 mod faults;

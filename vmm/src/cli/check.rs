@@ -1,5 +1,7 @@
 //! `vmm check`: what this host can do, and what to do about what it cannot.
 
+mod rdma;
+
 use std::path::Path;
 
 use clap::Args;
@@ -9,7 +11,7 @@ use serde::Serialize;
 use super::{CliError, HOW_TO_PUSH, StoreOptions, print_json, print_text, size};
 use crate::exit::Exit;
 use crate::host::kvm::HostError;
-use crate::host::{hugepages, kvm, limits};
+use crate::host::{hugepages, kvm};
 
 /// Check whether this host can boot guests, and how well.
 ///
@@ -62,13 +64,8 @@ impl Finding {
 impl CheckCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let mut findings = of_kvm(kvm::open());
-        findings.extend([
-            hugetlb(),
-            transparent(),
-            transparent_shared(),
-            memlock(),
-            images(&store.path()?),
-        ]);
+        findings.extend([hugetlb(), transparent(), transparent_shared(), images(&store.path()?)]);
+        findings.extend(rdma::findings());
         if self.json {
             print_json(&findings)?;
         } else {
@@ -174,16 +171,6 @@ fn transparent_shared() -> Finding {
             "echo advise > /sys/kernel/mm/transparent_hugepage/shmem_enabled",
         ),
         None => Finding::ok("THP, shared", "not known to this kernel; not needed"),
-    }
-}
-
-fn memlock() -> Finding {
-    match limits::memlock() {
-        None => Finding::ok("memlock limit", "unlimited"),
-        Some(limit) => Finding::ok(
-            "memlock limit",
-            format!("{}; guests of the embedded store lock nothing", size::show(limit)),
-        ),
     }
 }
 

@@ -54,8 +54,9 @@ pub struct LoadOptions {
           value_parser = clap::value_parser!(u64).range(1..=86400))]
     load_deadline: u64,
 
-    /// What chunks shall come by: shared (out of a node's memory on this host), tcp (the memcached
-    /// protocol), or auto, the fastest there is for each node. The report says what it was, and why.
+    /// What chunks shall come by: shared (out of a node's memory on this host), rdma (READs of a node's
+    /// memory), tcp (the memcached protocol), or auto, the first of these that works for each node. The
+    /// report says what it was, and why nothing faster.
     #[arg(long, value_name = "KIND", default_value = "auto", env = "VMM_TRANSPORT")]
     transport: LinkChoice,
 }

@@ -5,7 +5,7 @@ use std::process::Output;
 
 use serde_json::Value;
 
-use crate::common::{Bench, stderr, stdout};
+use super::{Bench, stderr, stdout};
 
 /// What a guest said and how it ended.
 #[derive(Debug)]
