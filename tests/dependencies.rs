@@ -1,6 +1,6 @@
-//! Holds the dependencies to the project's rules: one version of each rust-vmm crate, and only
-//! licences that `deny.toml` allows. (`cargo deny check` does the same, and asks for advisories,
-//! where it is installed and its database can be reached.)
+//! Holds the dependencies to the project's rules: one version of each rust-vmm crate, only licences
+//! that `deny.toml` allows, no library that a host may lack. (For the licences `cargo deny check` does
+//! the same, and asks for advisories, where it is installed and its database can be reached.)
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +72,20 @@ fn every_licence_is_allowed() {
         let (name, licence) = (text(&package, "name"), text(&package, "license"));
         assert!(is_satisfied(licence, &allowed), "{name} has the licence '{licence}'");
     }
+}
+
+/// Neither linked against nor loaded at the start: it would be in every VM's memory, and missing on hosts
+/// without RDMA.
+#[test]
+fn the_program_starts_without_libibverbs() {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmm"))
+        .arg("--version")
+        .env("LD_DEBUG", "files")
+        .output()
+        .unwrap();
+    let loaded = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && loaded.contains("libc.so"), "{loaded}");
+    assert!(!loaded.contains("ibverbs"), "{loaded}");
 }
 
 #[test]

@@ -21,6 +21,19 @@ fn help_teaches_and_lists_the_exit_codes() {
     assert_eq!(run(&["--max-leased-permille", "1001"]).0, Some(2));
 }
 
+/// It is loaded only when RDMA devices are asked for, and need not be there.
+#[test]
+fn the_program_starts_without_libibverbs() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_imgcached"))
+        .arg("--version")
+        .env("LD_DEBUG", "files")
+        .output()
+        .unwrap();
+    let loaded = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && loaded.contains("libc.so"), "{loaded}");
+    assert!(!loaded.contains("ibverbs"), "{loaded}");
+}
+
 #[test]
 fn memory_that_is_not_there_has_an_exit_code() {
     let mut arguments = vec!["--memory", "60T", "--backing", "hugetlb"];

@@ -122,7 +122,7 @@ struct Limit(Rlimit);
 
 impl Drop for Limit {
     fn drop(&mut self) {
-        setrlimit(Resource::Memlock, self.0.clone()).unwrap();
+        setrlimit(Resource::Memlock, self.0).unwrap();
     }
 }
 

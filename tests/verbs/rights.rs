@@ -5,7 +5,7 @@ use imgcache::transport::verbs::{
     Export, Lent, LoadQueue, QueueState, Remote, Scope, Settings, Status,
 };
 
-use super::sides::{CONTENT, Node, buffers, is_content, one};
+use super::sides::{CONTENT, Node, buffers, connect, is_content, one};
 
 const SIZE: usize = 4096;
 
@@ -57,7 +57,6 @@ fn what_is_not_open_is_refused_and_the_next_queue_works() {
     node.domain.scope(|scope| {
         let good = node.at(0);
         let mut local = Lent::Buffer(buffers(scope, &mut memory, SIZE).remove(0));
-        let windows_only = Remote { address: node.windows.address(), key: good.key ^ 0x100 };
         for (remote, what) in [
             (Remote { key: good.key ^ 0x10, ..good }, "a wrong key"),
             (
@@ -67,7 +66,7 @@ fn what_is_not_open_is_refused_and_the_next_queue_works() {
             (Remote { address: good.address - 1, ..good }, "before the start"),
             (Remote { address: 0, ..good }, "address 0"),
             (Remote { address: u64::MAX - 100, ..good }, "the end of all addresses"),
-            (windows_only, "a key that nobody has"),
+            (Remote { key: good.key ^ 0x100_0000, ..good }, "a key that nobody has"),
         ] {
             local = refused_once(&node, scope, local, remote, what);
             local = works(&node, scope, local);
@@ -112,7 +111,7 @@ fn keys_of_another_domain_are_refused() {
     let theirs = Remote { address: region.address(), key: region.key().unwrap() };
     let mut memory = vec![0xab; SIZE];
     node.domain.scope(|scope| {
-        let (mut queue, _server) = node.connect_in(&other, scope);
+        let (mut queue, _server) = connect(&other, scope);
         let local = Lent::Buffer(buffers(scope, &mut memory, SIZE).remove(0));
         let (status, local) = one(&mut queue, local, theirs);
         assert!(status.is_success(), "{status}");

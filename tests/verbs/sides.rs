@@ -73,24 +73,23 @@ impl Node {
         &self,
         scope: &'scope Scope<'scope, 'm>,
     ) -> (LoadQueue<'scope, 'm>, ServeQueue<Slot>) {
-        self.connect_in(&self.domain, scope)
+        connect(&self.domain, scope)
     }
+}
 
-    /// A connection to `domain` of it.
-    pub fn connect_in<'scope, 'm>(
-        &self,
-        domain: &Domain,
-        scope: &'scope Scope<'scope, 'm>,
-    ) -> (LoadQueue<'scope, 'm>, ServeQueue<Slot>) {
-        let settings = Settings::for_device(domain.fabric().device());
-        let mut client = scope.queue(DEPTH).unwrap();
-        let mut server = domain.serve(16).unwrap();
-        // As they would come over the wire.
-        let (near, far) = (client.endpoint().to_string(), server.endpoint().to_string());
-        server.connect(&near.parse().unwrap(), &settings).unwrap();
-        client.connect(&far.parse().unwrap(), &settings).unwrap();
-        (client, server)
-    }
+/// A connection to a node, in its domain `domain`.
+pub fn connect<'scope, 'm>(
+    domain: &Domain,
+    scope: &'scope Scope<'scope, 'm>,
+) -> (LoadQueue<'scope, 'm>, ServeQueue<Slot>) {
+    let settings = Settings::for_device(domain.fabric().device());
+    let mut client = scope.queue(DEPTH).unwrap();
+    let mut server = domain.serve(16).unwrap();
+    // As they would come over the wire.
+    let (near, far) = (client.endpoint().to_string(), server.endpoint().to_string());
+    server.connect(&near.parse().unwrap(), &settings).unwrap();
+    client.connect(&far.parse().unwrap(), &settings).unwrap();
+    (client, server)
 }
 
 /// Registers `memory` in buffers of `size` bytes.

@@ -1,5 +1,7 @@
 //! Rights to parts of a region, for one queue, until they are taken back.
 
+use std::time::Duration;
+
 use imgcache::node::arena::Slot;
 use imgcache::transport::verbs::{Lent, Remote, ServeQueue, Served, VerbsError};
 
@@ -133,6 +135,42 @@ fn nothing_is_written_once_a_window_is_dead_or_its_queue_gone() {
                 refused(&mut queue, Lent::Source(source), remote, "a WRITE to a dead window");
                 assert!(is_content(slot.bytes(), START), "it was written to");
             }
+        }
+    });
+}
+
+/// A WRITE that is under way when its window dies is cut off: what was given back does not change, but
+/// for one packet that soft-RoCE may be at.
+#[test]
+#[ignore = "needs RDMA devices: scripts/lab"]
+fn a_write_is_cut_off_when_its_window_dies() {
+    const LARGE: usize = 4 << 20;
+    let node = Node::new();
+    let data = vec![0xcd; LARGE];
+    node.domain.scope(|scope| {
+        let source = scope.register_sources(&[&data]).unwrap()[0];
+        for milliseconds in [0, 5, 15, 30] {
+            let (mut queue, mut server) = node.connect(scope);
+            let mut slot = node.slot(START, LARGE).unwrap();
+            slot.bytes_mut().fill(0);
+            let window = node.domain.window().unwrap();
+            let remote = server.bind_write(1, window, &node.windows, slot).unwrap();
+            served(&mut server, true);
+            // Soft-RoCE sends in the caller's time.
+            let (slot, when_dead) = std::thread::scope(|threads| {
+                let queue = &mut queue;
+                threads.spawn(move || queue.write(7, source, remote).unwrap());
+                std::thread::sleep(Duration::from_millis(milliseconds));
+                server.invalidate(2, remote.key).unwrap();
+                let slot = served(&mut server, false).unwrap();
+                let when_dead = slot.bytes().to_vec();
+                (slot, when_dead)
+            });
+            let status = all(&mut queue, 1)[0].status;
+            assert!(status.is_success() || status.is_remote_access(), "{status}");
+            let changed = slot.bytes().iter().zip(&when_dead).filter(|(now, then)| now != then);
+            assert!(changed.count() <= 4096, "it was written to after {milliseconds} ms");
+            assert_eq!(status.is_success(), slot.bytes() == data, "{status}");
         }
     });
 }

@@ -1,6 +1,6 @@
 //! The storage node: memory in which items are kept so that remote readers can read them.
 //!
-//! - [`arena`]: the memory, and the one place with unsafe code;
+//! - [`arena`]: the memory, and the one place with unsafe code of the node;
 //! - [`slab`]: which parts of it belong to which size of item;
 //! - [`sieve`]: which item goes when there is no room;
 //! - [`lease`]: what keeps items from going;

@@ -1,4 +1,4 @@
-//! Shared memory of which every part has one owner. All unsafe code of this crate is here.
+//! Shared memory of which every part has one owner. All unsafe code of the node is here.
 //!
 //! Invariants:
 //! 1. `start..start + length` is one mapping, readable and writable, from `new` to `drop`; nobody
@@ -11,7 +11,8 @@
 //!    borrow of the slot is the borrow of its bytes.
 //! 4. No other process writes: anonymous memory has no name, and a file was locked ([`super::open`])
 //!    and stays so for as long as there is the mapping, which owns it.
-//!    Remote readers read by DMA, which is no access in the sense of the language; they verify.
+//!    Remote readers read by DMA, which is no access in the sense of the language; they verify. Remote
+//!    writers write to a slot that [`crate::transport::verbs`] owns meanwhile.
 #![expect(unsafe_code, reason = "memory that is shared with devices and outlives the process")]
 
 use std::fmt;

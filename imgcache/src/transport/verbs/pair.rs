@@ -246,7 +246,7 @@ impl Pair {
         self.number
     }
 
-    /// Posts a list of requests. Returns how many of them were taken, and why no more.
+    /// Posts a list of requests. On an error, how many of them were taken all the same.
     ///
     /// # Safety
     /// `first` begins a list of whole requests; the memory that they name may be used by the device until
@@ -260,8 +260,8 @@ impl Pair {
             unsafe { rdma_mummy_sys::ibv_post_send(self.raw.qp.as_ptr(), first, &raw mut bad) };
         let context = self.domain.handle.context();
         done("ibv_post_send", context.name(), code).map_err(|error| {
-            let taken = list.iter().take_while(|request| !std::ptr::eq(*request, bad)).count();
-            (if bad.is_null() { 0 } else { taken }, error)
+            // All of them, if the driver does not say: what may be in use is not given back.
+            (list.iter().take_while(|request| !std::ptr::eq(*request, bad)).count(), error)
         })
     }
 

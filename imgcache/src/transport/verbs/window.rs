@@ -6,9 +6,9 @@
 //! [`ServeQueue::invalidate`], or with its queue.
 //!
 //! What is enforced where: the key, the queue, the kind of access and the region's bounds everywhere; the
-//! window's own bounds not by soft-RoCE ([`super::Device::window_bounds_enforced`]). Soft-RoCE also looks a
-//! key up once for each request, so that a WRITE of several packets that had begun goes on after the window
-//! is dead; there only the end of the queue stops it.
+//! window's own bounds not by soft-RoCE ([`super::Device::window_bounds_enforced`]). A WRITE that is under
+//! way when its window dies is cut off. Soft-RoCE may still be at one packet of it for a moment, on another
+//! processor: whoever hashes the part there hashes it again, or leaves that to the readers.
 #![expect(unsafe_code, reason = "rights to memory, given by its address")]
 
 use std::collections::HashMap;
