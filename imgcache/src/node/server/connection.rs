@@ -33,8 +33,10 @@ const TURN_REQUESTS: usize = 64;
 enum End {
     /// By the client, or by `quit`.
     Closed,
-    /// By the server: idle, stalled or drained.
+    /// By the server: idle or stalled.
     Kicked,
+    /// By the server, which ends: between two requests.
+    SentAway,
     /// For what was sent.
     Violation(Violation),
     /// No memory for a long line.
@@ -72,6 +74,8 @@ struct Session {
     keys: Option<Keys>,
     /// When the request began of which a part has come.
     since: Option<Duration>,
+    /// The node ends: the request of which a part has come is the last one.
+    is_last: bool,
 }
 
 /// Serves a connection until it ends.
@@ -86,6 +90,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
         transfer: None,
         keys: None,
         since: None,
+        is_last: false,
     };
     let end = match session.run().await {
         Ok(never) => match never {},
@@ -93,6 +98,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
     };
     let Session { shared, stream, registered, .. } = &mut session;
     let connection = &registered.connection;
+    let is_sent_away = matches!(end, End::SentAway);
     match end {
         End::Violation(violation) => {
             shared.counters.violations.add_one();
@@ -102,13 +108,26 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
             shared.counters.input_out_of_memory.add_one();
             shared.log.warn(|| format!("{}: closed: no memory for long lines", connection.peer));
         }
-        End::Kicked => tracing::debug!("{}: closed: idle, stalled or draining", connection.peer),
+        End::Kicked => tracing::debug!("{}: closed: idle or stalled", connection.peer),
+        End::SentAway => tracing::debug!("{}: closed: draining", connection.peer),
         End::Error(error) => tracing::debug!("{}: {error}", connection.peer),
         End::Closed => tracing::debug!("{}: closed by the client", connection.peer),
     }
     // Tells TLS clients that nothing was cut off; whoever does not listen is not waited for.
     let shutdown = pin!(stream.shutdown());
     let _ = tokio::time::timeout(super::GOODBYE, shutdown).await;
+    if is_sent_away {
+        connection.set_state(State::Read);
+        // Apart, so that other connections do not carry it along.
+        let _ = tokio::time::timeout(super::GOODBYE, Box::pin(hear_out(stream))).await;
+    }
+}
+
+/// Reads what a client still sends, until it has seen that this is the end: closing before would
+/// take back what it has not read yet.
+async fn hear_out(stream: &mut Stream) {
+    let mut buffer = [0; 4096];
+    while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
 }
 
 impl Session {
@@ -116,10 +135,18 @@ impl Session {
         loop {
             let now = Now::system();
             self.registered.connection.set_state(State::Parse);
+            let is_ending = self.shared.is_ending();
             let turn = self.work(now);
             self.send().await?;
             match turn {
-                Turn::Read => self.receive().await?,
+                Turn::Read if is_ending && self.has_nothing() => return Err(End::SentAway),
+                Turn::Again { .. } if self.is_last && self.is_between_requests() => {
+                    return Err(End::SentAway);
+                }
+                Turn::Read => {
+                    self.is_last |= is_ending;
+                    self.receive().await?;
+                }
                 Turn::Again { is_long: false } => {}
                 Turn::Again { is_long: true } => {
                     self.shared.counters.yields.add_one();
@@ -140,10 +167,21 @@ impl Session {
         }
     }
 
+    /// Whether all that came so far is whole requests, which were carried out.
+    fn is_between_requests(&self) -> bool {
+        self.transfer.is_none() && self.keys.is_none() && self.decoder.is_between_commands()
+    }
+
+    /// The same, and nothing more came.
+    fn has_nothing(&self) -> bool {
+        self.is_between_requests() && self.input.bytes().is_empty()
+    }
+
     /// Carries out what came, up to a bound.
     fn work(&mut self, now: Now) -> Turn {
+        let requests = if self.is_last { 1 } else { TURN_REQUESTS };
         let Self { shared, decoder, input, output, transfer, keys, registered, since, .. } = self;
-        for _ in 0..TURN_REQUESTS {
+        for _ in 0..requests {
             if output.is_full() {
                 return Turn::Again { is_long: false };
             }
@@ -302,6 +340,7 @@ impl Session {
                 biased;
                 ready = stream.readable() => ready?,
                 () = connection.kicked() => return Err(End::Kicked),
+                () = connection.sent_away(), if state == State::Read => return Err(End::SentAway),
             }
         }
     }
