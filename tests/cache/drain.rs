@@ -1,6 +1,7 @@
 //! An orderly end, and what is there after another start.
 
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::process::Signal;
@@ -136,6 +137,7 @@ fn items_survive_in_an_arena_file() {
     client.expect("set gone 0 0 1\r\nx\r\n", "STORED\r\n");
     client.expect("delete gone\r\n", "DELETED\r\n");
     let placement = client.ask("stats placement\r\n");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     // Only one node at a time.
     let (code, said) = run(&["--memory", "64M", "--listen", "127.0.0.1:0", "--arena", text(&path)]);
     assert_eq!(code, Some(5), "{said}");

@@ -2,6 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -120,13 +121,29 @@ fn lock_file(path: &Path) -> Result<File, ArenaError> {
         .write(true)
         .create(true)
         .truncate(false)
+        // Whoever reads it reads every tenant's content.
+        .mode(0o600)
         .open(path)
         .map_err(failed("open", path))?;
+    let metadata = file.metadata().map_err(failed("look at", path))?;
+    if let Some(mode) = readable_by_others(metadata.mode()) {
+        tracing::warn!(
+            "'{}' has mode {mode:03o}: others of this host can read what the node holds; \
+             chmod 600 ends it",
+            path.display()
+        );
+    }
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(ArenaError::InUse(path.to_owned())),
         Err(error) => Err(failed("lock", path)(error.into())),
     }
+}
+
+/// The permissions in `mode`, if they let others than the owner read or write.
+fn readable_by_others(mode: u32) -> Option<u32> {
+    let permissions = mode & 0o777;
+    (permissions & 0o066 != 0).then_some(permissions)
 }
 
 /// Maps `file`, after it was made as long as it must be, or found to be so.
@@ -217,4 +234,26 @@ fn check(path: &Path, file: &File, header: &Header, layout: &Layout) -> Result<(
         return Err(ArenaError::Truncated { path: path(), found, expected });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn others_who_can_read_are_noticed() {
+        assert_eq!(readable_by_others(0o10_0600), None);
+        assert_eq!(readable_by_others(0o10_0711), None);
+        for mode in [0o640, 0o604, 0o620, 0o602, 0o644] {
+            assert_eq!(readable_by_others(0o10_0000 | mode), Some(mode));
+        }
+    }
+
+    #[test]
+    fn a_file_is_made_for_its_owner_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("arena");
+        let file = lock_file(&path).unwrap();
+        assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+    }
 }

@@ -303,7 +303,9 @@ mod tests {
         let mut kicked_at = Vec::new();
         for second in (0..600).map(Duration::from_secs) {
             let all = [&value, &reply, &swallowed];
-            all.iter().for_each(|one| one.connection.progress(second));
+            for one in all {
+                one.connection.progress(second);
+            }
             let before = counters.stall_kicks.get();
             connections.sweep(None, minute, second, &counters);
             if counters.stall_kicks.get() > before && kicked_at.len() < 2 {
