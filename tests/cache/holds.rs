@@ -96,6 +96,30 @@ fn too_much_is_refused() {
 }
 
 #[test]
+fn what_takes_long_is_answered_in_its_turn() {
+    let node = Node::start();
+    let mut client = node.connect();
+    client.expect("set k7 0 0 1\r\nx\r\n", "STORED\r\n");
+    let names: Vec<String> = (0..5000).map(|number| format!("k{number}")).collect();
+    let keys = list(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let lists = ["lease 0000000000000001 60000", &format!("pin {IMAGE}")];
+    let mut request = Vec::new();
+    for head in lists {
+        request.extend(format!("{head} {}\r\n", keys.len()).into_bytes());
+        request.extend_from_slice(&keys);
+        request.extend_from_slice(b"\r\nget k7\r\n");
+    }
+    request.extend_from_slice(b"flush_all\r\nget k7\r\nflush_all noreply\r\nmn\r\n");
+    client.send(request);
+    let found = ["VALUE k7 0 1", "x", "END"];
+    assert!(client.line().starts_with("LEASE 0000000000000001 60000 1 4999 "));
+    assert_eq!(found.map(|_| client.line()), found);
+    assert_eq!(client.line(), "PINNED 1 4999");
+    assert_eq!(found.map(|_| client.line()), found);
+    assert_eq!(["OK", "END", "MN"].map(|_| client.line()), ["OK", "END", "MN"]);
+}
+
+#[test]
 fn bad_lists_are_refused_and_skipped() {
     let node = Node::start();
     let mut client = node.connect();

@@ -14,15 +14,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::Shared;
 use super::connections::{Registered, State};
 use super::execute::{self, Keys, Next};
 use super::input::Input;
 use super::output::{Output, SLICES};
+use super::slow::Slow;
 use super::stream::Stream;
 use super::transfer::Transfer;
-use super::{Shared, stats};
 use crate::node::cache::Now;
-use crate::protocol::command::StatsTopic;
 use crate::protocol::{Decoder, Refusal, Step, Violation, reply};
 
 /// Requests of one connection before others get their turn.
@@ -57,8 +57,8 @@ enum Turn {
     Read,
     /// The output must be sent first, or others be let on.
     Again { is_long: bool },
-    /// These statistics must be put into the output, by another thread.
-    SlowStats(StatsTopic),
+    /// The output must be sent first, and then what this gives.
+    Slow(Slow),
     /// The connection ends when the output is sent.
     Close(End),
 }
@@ -152,15 +152,9 @@ impl Session {
                     self.shared.counters.yields.add_one();
                     tokio::task::yield_now().await;
                 }
-                Turn::SlowStats(topic) => {
-                    let shared = self.shared.clone();
-                    let text = tokio::task::spawn_blocking(move || {
-                        let mut text = Vec::new();
-                        stats::write(&shared, topic, &mut text, now);
-                        text
-                    });
-                    // It is only lost when the runtime ends, and the connection with it.
-                    self.output.text().extend(text.await.unwrap_or_default());
+                Turn::Slow(slow) => {
+                    // Apart, so that other connections do not carry it along.
+                    self.output = Box::pin(slow.run(self.shared.clone())).await?;
                 }
                 Turn::Close(end) => return Err(end),
             }
@@ -199,7 +193,11 @@ impl Session {
                 input.consume(2);
                 *since = None;
                 if let Some(pending) = transfer.take() {
-                    execute::finish(shared, *pending, is_sound, output, now);
+                    let peer = &registered.connection.peer;
+                    let next = execute::finish(shared, *pending, is_sound, peer, output, now);
+                    if let Next::Slow(slow) = next {
+                        return Turn::Slow(slow);
+                    }
                 }
                 continue;
             }
@@ -250,7 +248,7 @@ impl Session {
                 Next::Done | Next::Get(_) => {}
                 Next::Receive(begun) => *transfer = Some(begun),
                 Next::Skip(length) => decoder.skip_data(length),
-                Next::SlowStats(topic) => return Turn::SlowStats(topic),
+                Next::Slow(slow) => return Turn::Slow(slow),
                 Next::Close => return Turn::Close(End::Closed),
             }
         }

@@ -4,7 +4,7 @@
 //! - [`config`]: how it is set up;
 //! - `listen`, `tls`, `stream`: from an address to a byte stream;
 //! - `workers`, `connection`, `input`, `output`, `transfer`: one connection;
-//! - `execute`: what the commands do;
+//! - `execute`: what the commands do, `slow`: those that take long;
 //! - `stats`, `metrics`, `http`: what can be seen of it.
 
 mod budget;
@@ -21,6 +21,7 @@ mod listen;
 mod log;
 mod metrics;
 mod output;
+mod slow;
 mod stats;
 mod stream;
 mod tls;
@@ -66,6 +67,7 @@ struct Shared {
     input_budget: budget::Budget,
     tls: Option<Arc<Tls>>,
     workers: workers::Workers,
+    slow: slow::Lanes,
     log: log::RateLimited,
     started: Now,
     stage: AtomicU8,
@@ -190,6 +192,7 @@ impl Server {
             input_budget: budget::Budget::new(INPUT_BUDGET),
             tls,
             workers: workers::Workers::start(threads).map_err(ServerError::Threads)?,
+            slow: slow::Lanes::default(),
             log: log::RateLimited::default(),
             started: Now::system(),
             stage: AtomicU8::new(Stage::Opening as u8),
@@ -250,10 +253,14 @@ async fn drain(shared: &Shared, mut accepting: JoinSet<()>) -> Drained {
     shared.set_stage(Stage::Draining);
     shared.cache.set_draining(true);
     let deadline = Instant::now() + shared.config.drain_timeout;
-    let mut leases = shared.cache.counters().leases;
+    let held = || {
+        let counters = shared.cache.counters();
+        counters.leases + counters.closing_leases
+    };
+    let mut leases = held();
     while leases > 0 && Instant::now() < deadline {
         sleep(DRAIN_LOOK).await;
-        leases = shared.cache.counters().leases;
+        leases = held();
     }
     accepting.shutdown().await;
     if leases > 0 {

@@ -8,6 +8,9 @@ use std::sync::Mutex;
 
 use super::Shared;
 use super::counters::ServerCounts;
+use super::execute::Next;
+use super::output::Output;
+use super::slow::Slow;
 use crate::node::cache::{Counts, Now};
 use crate::parallel::lock;
 use crate::protocol::command::StatsTopic;
@@ -20,8 +23,41 @@ pub(super) const VERSION: &str = concat!("1.6.18-imgcached-", env!("CARGO_PKG_VE
 #[derive(Debug, Default)]
 pub(super) struct Reset(Mutex<(ServerCounts, Counts)>);
 
+/// As many connections or leases as are told at once, without asking for memory.
+const FEW: usize = 64;
+/// Bytes of text for each connection in `stats conns`, and each lease in `stats leases`; more than
+/// they have, but for sockets with long names.
+const LINES: usize = 512;
+
+/// `stats`.
+pub(super) fn execute(shared: &Shared, topic: StatsTopic, out: &mut Output, now: Now) -> Next {
+    let many = match topic {
+        StatsTopic::Images => {
+            return Next::Slow(Slow::alone(move |shared, out| {
+                write(shared, topic, out.text(), now);
+            }));
+        }
+        StatsTopic::Connections => shared.connections.count(),
+        StatsTopic::Leases => shared.cache.lease_count(),
+        _ => 0,
+    };
+    if many > FEW {
+        let Some(permit) = shared.input_budget.take(many * LINES) else {
+            shared.counters.server_errors.add_one();
+            line(out.text(), "SERVER_ERROR out of memory for statistics");
+            return Next::Done;
+        };
+        return Next::Slow(Slow::new(move |shared, out| {
+            out.keep(permit);
+            write(shared, topic, out.text(), now);
+        }));
+    }
+    write(shared, topic, out.text(), now);
+    Next::Done
+}
+
 /// Writes the reply to `stats`.
-pub(super) fn write(shared: &Shared, topic: StatsTopic, out: &mut Vec<u8>, now: Now) {
+fn write(shared: &Shared, topic: StatsTopic, out: &mut Vec<u8>, now: Now) {
     match topic {
         StatsTopic::General => general(shared, out, now),
         StatsTopic::Items => items(shared, out, now),
