@@ -150,4 +150,12 @@ fn a_chunk_must_be_what_its_key_says() {
     client.expect(format!("mg {key} f\r\n"), &format!("HD f{flags}\r\n"));
     let answer = client.ask(format!("ms {key} 1 F{flags}\r\nx\r\n"));
     assert!(answer.starts_with("SERVER_ERROR chunk is damaged"), "{answer}");
+    // Not even one that is a number becomes another one.
+    let key = format!("c/{}", blake3::hash(b"12").to_hex());
+    client.expect(format!("set {key} {flags} 0 2\r\n12\r\n"), "STORED\r\n");
+    for request in [format!("incr {key} 1\r\n"), format!("ma {key} MD\r\n")] {
+        let answer = client.ask(request);
+        assert!(answer.starts_with("CLIENT_ERROR cannot increment"), "{answer}");
+    }
+    client.expect(format!("get {key}\r\n"), &format!("VALUE {key} {flags} 2\r\n12\r\nEND\r\n"));
 }
