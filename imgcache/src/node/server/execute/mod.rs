@@ -238,7 +238,7 @@ fn begin_store(shared: &Shared, store: &command::Store<'_>, out: &mut Output, no
             fail(shared, &error, store.quiet, out);
             // What was to be replaced is not to stay.
             if store.mode == Mode::Set {
-                forget(shared, &key, now);
+                shared.cache.forget(&key, now);
             }
             Next::Skip(store.data)
         }
@@ -249,12 +249,6 @@ fn begin_store(shared: &Shared, store: &command::Store<'_>, out: &mut Output, no
 fn reserve(shared: &Shared, length: u32, now: Now) -> Result<Reservation, StoreError> {
     let length = usize::try_from(length).unwrap_or(usize::MAX);
     Ok(shared.cache.reserve(length, now)?)
-}
-
-/// Removes an item whose new value could not be taken.
-fn forget(shared: &Shared, key: &Key, now: Now) {
-    // It cannot fail: only emptying an item needs memory.
-    let _ = shared.cache.delete(key, &DeleteRequest::default(), now);
 }
 
 /// Goes on with a data block that is complete; `is_sound` if its end was where it should be.
