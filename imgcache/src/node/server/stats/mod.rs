@@ -4,6 +4,7 @@ mod images;
 
 use std::fmt::Display;
 use std::fs;
+use std::hash::BuildHasher;
 use std::sync::Mutex;
 
 use super::Shared;
@@ -280,13 +281,16 @@ fn placement(shared: &Shared, out: &mut Vec<u8>) {
 
 fn leases(shared: &Shared, out: &mut Vec<u8>, now: Now) {
     for lease in shared.cache.leases(now) {
-        let mut put = |name: &str, value: u128| {
-            stat(out, format_args!("{:016x}:{name}", lease.id), value);
+        // Whoever knew the id itself could end the lease.
+        let name = shared.lease_names.hash_one(lease.id) >> 32;
+        let mut put = |field: &str, value: &dyn Display| {
+            stat(out, format_args!("{name:08x}:{field}"), value);
         };
-        put("age_ms", lease.age.as_millis());
-        put("remaining_ms", lease.remaining.as_millis());
-        put("items", lease.items.into());
-        put("bytes", lease.bytes.into());
-        put("renewals", lease.renewals.into());
+        put("owner", &lease.owner);
+        put("age_ms", &lease.age.as_millis());
+        put("remaining_ms", &lease.remaining.as_millis());
+        put("items", &lease.items);
+        put("bytes", &lease.bytes);
+        put("renewals", &lease.renewals);
     }
 }
