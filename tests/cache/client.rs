@@ -73,6 +73,13 @@ impl<S: Read + Write> Client<S> {
         self.received.drain(..length).collect()
     }
 
+    /// The next `length` bytes, or what comes before the end.
+    pub fn up_to(&mut self, length: usize) -> Vec<u8> {
+        while self.received.len() < length && self.receive().is_ok_and(|length| length > 0) {}
+        let length = length.min(self.received.len());
+        self.received.drain(..length).collect()
+    }
+
     /// The next line, without its end.
     pub fn line(&mut self) -> String {
         let end = loop {

@@ -71,6 +71,26 @@ fn keys_are_echoed_as_they_were_asked_for() {
 }
 
 #[test]
+fn a_value_that_is_refused_takes_no_item_of_an_image_along() {
+    let large = format!("{}\r\n{}\r\n", 2_000_000, "x".repeat(2_000_000));
+    for (flags, command) in [(0x766d_6301, "set a"), (0x766d_6302, "ms a"), (0x766d_6303, "set a")]
+    {
+        let refused = match command {
+            "ms a" => format!("ms a 2000000 F{flags}\r\n{}\r\n", "x".repeat(2_000_000)),
+            _ => format!("set a {flags} 0 {large}"),
+        };
+        let request = format!("set a {flags} 0 1\r\nx\r\n{refused}get a\r\n");
+        let answers = "STORED\r\nSERVER_ERROR object too large for cache\r\n";
+        let kept = format!("{answers}VALUE a {flags} 1\r\nx\r\nEND\r\n");
+        differs(&request, &kept, &format!("{answers}END\r\n"));
+    }
+    // Anything else goes, as there.
+    let request = format!("set a 5 0 1\r\nx\r\nset a 5 0 {large}get a\r\n");
+    let answers = "STORED\r\nSERVER_ERROR object too large for cache\r\nEND\r\n";
+    differs(&request, answers, answers);
+}
+
+#[test]
 fn extensions_are_unknown_to_memcached() {
     differs(
         "release 0000000000000001 0\r\nunpin x\r\n",

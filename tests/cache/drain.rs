@@ -1,7 +1,13 @@
 //! An orderly end, and what is there after another start.
 
+use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use rustix::process::Signal;
 
+use super::client::Client;
+use super::http::get_from;
 use super::node::{Node, run, text};
 
 #[test]
@@ -38,7 +44,7 @@ fn leases_are_waited_for_and_no_new_ones_given() {
 
 #[test]
 fn a_request_that_has_begun_is_carried_out() {
-    let node = Node::start();
+    let node = Node::start_with(&["--http", "127.0.0.1:0"]);
     let mut client = node.connect();
     client.send("set a 0 0 10\r\n01234");
     let mut other = node.connect();
@@ -46,14 +52,51 @@ fn a_request_that_has_begun_is_carried_out() {
         std::thread::yield_now();
     }
     node.signal(Signal::TERM);
-    while !other.ask("stats placement\r\n").contains("STAT draining 1\r\n") {
+    while get_from(node.http(), "/readyz").0 != 503 {
         std::thread::yield_now();
     }
-    client.send("56789\r\n");
+    assert_eq!(other.rest(), b"");
+    // The request that had begun is the last one.
+    client.send("56789\r\nget a\r\n");
     assert_eq!(client.line(), "STORED");
-    drop(client);
-    drop(other);
+    assert_eq!(client.rest(), b"");
     assert_eq!(node.wait().0.code(), Some(0));
+}
+
+#[test]
+fn a_busy_node_ends_and_cuts_no_reply() {
+    let node = Node::start();
+    let value = "x".repeat(300_000);
+    node.connect().expect(format!("set big 0 0 {}\r\n{value}\r\n", value.len()), "STORED\r\n");
+    let reply = format!("VALUE big 0 {}\r\n{value}\r\nEND\r\n", value.len());
+    let (address, answered) = (node.address(), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            let (reply, answered) = (&reply, &answered);
+            scope.spawn(move || {
+                let mut client = Client::connect(address);
+                client.send("get big\r\n".repeat(8));
+                // There are always more requests than were answered.
+                loop {
+                    let part = client.up_to(reply.len());
+                    if part.is_empty() {
+                        break;
+                    }
+                    assert!(part == reply.as_bytes(), "cut after {} bytes", part.len());
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    client.send_to_the_end("get big\r\n");
+                }
+            });
+        }
+        // And somebody who comes again and again.
+        scope.spawn(|| while TcpStream::connect(address).is_ok() {});
+        while answered.load(Ordering::Relaxed) < 30 {
+            std::thread::yield_now();
+        }
+        node.signal(Signal::TERM);
+        let (status, log) = node.wait();
+        assert_eq!(status.code(), Some(0), "{log}");
+    });
 }
 
 #[test]
@@ -94,6 +137,7 @@ fn items_survive_in_an_arena_file() {
     client.expect("set gone 0 0 1\r\nx\r\n", "STORED\r\n");
     client.expect("delete gone\r\n", "DELETED\r\n");
     let placement = client.ask("stats placement\r\n");
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     // Only one node at a time.
     let (code, said) = run(&["--memory", "64M", "--listen", "127.0.0.1:0", "--arena", text(&path)]);
     assert_eq!(code, Some(5), "{said}");

@@ -32,7 +32,10 @@ fn a_lease_holds_what_is_there_until_it_is_released() {
     assert_eq!(words[..5], ["LEASE", "00000000000000aa", "5000", "1", "1"], "{answer}");
     assert!(words[5].parse::<u16>().unwrap() <= 1000);
     let leases = client.ask("stats leases\r\n");
-    assert!(leases.contains("STAT 00000000000000aa:items 1\r\n"), "{leases}");
+    // Who sees them does not learn the id, which is enough to end the lease.
+    assert!(leases.contains(":items 1\r\n") && !leases.contains("00000000000000aa"), "{leases}");
+    let owner = format!(":owner tcp:{}\r\n", client.stream().local_addr().unwrap());
+    assert!(leases.contains(&owner), "{leases}");
     assert!(!leases.contains("bytes 0\r\n"), "{leases}");
     // The same id again renews it; the longest time is a minute.
     let answer = ask(&mut client, "lease 00000000000000aa 600000", &[]);
@@ -96,6 +99,30 @@ fn too_much_is_refused() {
 }
 
 #[test]
+fn what_takes_long_is_answered_in_its_turn() {
+    let node = Node::start();
+    let mut client = node.connect();
+    client.expect("set k7 0 0 1\r\nx\r\n", "STORED\r\n");
+    let names: Vec<String> = (0..5000).map(|number| format!("k{number}")).collect();
+    let keys = list(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let lists = ["lease 0000000000000001 60000", &format!("pin {IMAGE}")];
+    let mut request = Vec::new();
+    for head in lists {
+        request.extend(format!("{head} {}\r\n", keys.len()).into_bytes());
+        request.extend_from_slice(&keys);
+        request.extend_from_slice(b"\r\nget k7\r\n");
+    }
+    request.extend_from_slice(b"flush_all\r\nget k7\r\nflush_all noreply\r\nmn\r\n");
+    client.send(request);
+    let found = ["VALUE k7 0 1", "x", "END"];
+    assert!(client.line().starts_with("LEASE 0000000000000001 60000 1 4999 "));
+    assert_eq!(found.map(|_| client.line()), found);
+    assert_eq!(client.line(), "PINNED 1 4999");
+    assert_eq!(found.map(|_| client.line()), found);
+    assert_eq!(["OK", "END", "MN"].map(|_| client.line()), ["OK", "END", "MN"]);
+}
+
+#[test]
 fn bad_lists_are_refused_and_skipped() {
     let node = Node::start();
     let mut client = node.connect();
@@ -126,4 +153,12 @@ fn a_chunk_must_be_what_its_key_says() {
     client.expect(format!("mg {key} f\r\n"), &format!("HD f{flags}\r\n"));
     let answer = client.ask(format!("ms {key} 1 F{flags}\r\nx\r\n"));
     assert!(answer.starts_with("SERVER_ERROR chunk is damaged"), "{answer}");
+    // Not even one that is a number becomes another one.
+    let key = format!("c/{}", blake3::hash(b"12").to_hex());
+    client.expect(format!("set {key} {flags} 0 2\r\n12\r\n"), "STORED\r\n");
+    for request in [format!("incr {key} 1\r\n"), format!("ma {key} MD\r\n")] {
+        let answer = client.ask(request);
+        assert!(answer.starts_with("CLIENT_ERROR cannot increment"), "{answer}");
+    }
+    client.expect(format!("get {key}\r\n"), &format!("VALUE {key} {flags} 2\r\n12\r\nEND\r\n"));
 }

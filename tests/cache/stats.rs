@@ -125,6 +125,34 @@ fn settings_and_connections_are_told() {
 }
 
 #[test]
+fn many_connections_and_leases_are_told_too() {
+    let node = Node::start();
+    let mut clients: Vec<_> = (0..200_u64)
+        .map(|number| {
+            let mut client = node.connect();
+            client.send(format!("lease {number:016x} 60000 0\r\n\r\n"));
+            assert!(client.line().starts_with("LEASE "));
+            client
+        })
+        .collect();
+    let client = &mut clients[0];
+    client.send("stats conns\r\nstats leases\r\nmn\r\n");
+    let mut told = [0; 2];
+    for told in &mut told {
+        let ends = [":state", ":items"];
+        loop {
+            let line = client.line();
+            if line == "END" {
+                break;
+            }
+            let name = line.split(' ').nth(1).unwrap();
+            *told += usize::from(ends.iter().any(|end| name.ends_with(end)));
+        }
+    }
+    assert_eq!((told, client.line().as_str()), ([200, 200], "MN"));
+}
+
+#[test]
 fn reset_begins_anew() {
     let node = Node::start();
     let mut client = node.connect();

@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::index::announce::Announcement;
 use crate::node::arena::Slot;
+use crate::node::lease::{Closing, Rights};
 use crate::transport::verbs::{
     Completion, Device, Domain, Endpoint, Export, Fabric, Memory, Region, ServeQueue, Served,
     Settings, Status, VerbsError,
@@ -106,7 +107,25 @@ type Reply = oneshot::Sender<Result<Granted, RdmaError>>;
 enum Request {
     Connect { connection: u64, lease: u64, peer: Box<Endpoint>, reply: Reply },
     Close { connection: u64 },
-    Revoke { lease: u64, done: Box<dyn FnOnce() + Send> },
+    Revoke { lease: u64, closing: Closing },
+}
+
+/// The right to read under one lease, wherever it was given.
+#[derive(Debug)]
+struct LeaseRights {
+    requests: Sender<Request>,
+    lease: u64,
+}
+
+impl Rights for LeaseRights {
+    fn close(&self, closing: Closing) {
+        let request = Request::Revoke { lease: self.lease, closing };
+        if let Err(unsent) = self.requests.send(request)
+            && let Request::Revoke { closing, .. } = unsent.0
+        {
+            closing.closed(); // the thread has ended, and with it all queues
+        }
+    }
 }
 
 impl Rdma {
@@ -207,14 +226,9 @@ impl Rdma {
         let _ = self.requests.send(Request::Close { connection });
     }
 
-    /// The lease has ended: nobody reads by it any more when `done` is called.
-    pub fn revoke(&self, lease: u64, done: impl FnOnce() + Send + 'static) {
-        let done = Box::new(done);
-        if let Err(unsent) = self.requests.send(Request::Revoke { lease, done })
-            && let Request::Revoke { done, .. } = unsent.0
-        {
-            done(); // without the thread there are no queues
-        }
+    /// What has to be told when `lease` ends.
+    pub fn rights(&self, lease: u64) -> Arc<dyn Rights> {
+        Arc::new(LeaseRights { requests: self.requests.clone(), lease })
     }
 }
 
@@ -226,7 +240,7 @@ fn refuse_all(received: &Receiver<Request>, told: &OnceLock<Result<(), String>>,
                 let _ = reply.send(Err(RdmaError::Unregistered(reason.to_owned())));
             }
             Request::Close { .. } => (),
-            Request::Revoke { done, .. } => done(),
+            Request::Revoke { closing, .. } => closing.closed(),
         }
     }
 }
@@ -268,9 +282,9 @@ impl Serving {
                     }
                 }
                 Request::Close { connection } => drop(self.clients.remove(&connection)),
-                Request::Revoke { lease, done } => {
+                Request::Revoke { lease, closing } => {
                     self.revoke(lease);
-                    done();
+                    closing.closed();
                 }
             }
             self.count.store(self.clients.len(), Ordering::Relaxed);

@@ -53,6 +53,17 @@ pub enum BackingChoice {
 #[error("'{0}' is no kind of pages: expected auto, hugetlb, thp or 4k")]
 pub struct InvalidBacking(String);
 
+impl fmt::Display for BackingChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Hugetlb => "hugetlb",
+            Self::Thp => "thp",
+            Self::Small => "4k",
+        })
+    }
+}
+
 impl FromStr for BackingChoice {
     type Err = InvalidBacking;
 
@@ -127,15 +138,25 @@ fn attempt(backing: Backing, length: usize, control: usize) -> io::Result<Mappin
     Ok(mapping)
 }
 
-/// Whether shared memory gets transparent huge pages if it asks.
+/// Whether anonymous shared memory gets transparent huge pages if it asks.
 ///
 /// # Errors
 /// It does not; the kernel's setting.
-pub(super) fn shared_huge_pages() -> io::Result<()> {
-    let setting = fs::read_to_string(SHMEM_ENABLED)?;
-    match setting.split_once('[').and_then(|(_, rest)| rest.split_once(']')) {
-        Some(("always" | "within_size" | "advise" | "force", _)) => Ok(()),
-        Some((other, _)) => Err(io::Error::other(format!("{SHMEM_ENABLED} is '{other}'"))),
+fn shared_huge_pages() -> io::Result<()> {
+    match shmem_setting()?.as_str() {
+        "always" | "within_size" | "advise" | "force" => Ok(()),
+        other => Err(io::Error::other(format!("{SHMEM_ENABLED} is '{other}'"))),
+    }
+}
+
+/// The kernel's setting of transparent huge pages of shared memory.
+///
+/// # Errors
+/// There is none.
+pub(super) fn shmem_setting() -> io::Result<String> {
+    let text = fs::read_to_string(SHMEM_ENABLED)?;
+    match text.split_once('[').and_then(|(_, rest)| rest.split_once(']')) {
+        Some((setting, _)) => Ok(setting.to_owned()),
         None => Err(io::Error::other(format!("{SHMEM_ENABLED} selects nothing"))),
     }
 }

@@ -10,6 +10,7 @@
 //! entries that are whole are those whose content is.
 
 mod backing;
+mod file;
 pub mod header;
 mod mapping;
 mod open;
@@ -70,6 +71,16 @@ pub enum ArenaError {
         path: PathBuf,
         /// The system's reason.
         source: io::Error,
+    },
+    /// The file's pages are not those that were asked for.
+    #[error("'{}' cannot have {wanted} pages: {reason}", path.display())]
+    Pages {
+        /// The file.
+        path: PathBuf,
+        /// The pages that were asked for.
+        wanted: BackingChoice,
+        /// Why it has others.
+        reason: String,
     },
     /// Another node has the file.
     #[error("'{}' is used by another node", .0.display())]

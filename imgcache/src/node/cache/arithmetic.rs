@@ -2,7 +2,7 @@
 
 use super::Cache;
 use super::error::StoreError;
-use super::key::Key;
+use super::key::{CHUNK_FLAGS, Key};
 use super::request::{Arithmetic, ArithmeticOutcome, Attributes, Direction};
 use super::state::State;
 use super::time::{Expires, Now};
@@ -81,6 +81,10 @@ impl State {
         if request.compare.is_some_and(|compare| compare != old.cas) {
             self.counts.cas_mismatches += 1;
             return Ok(ArithmeticOutcome::Exists);
+        }
+        if key.chunk().is_some() && old.flags == CHUNK_FLAGS {
+            // Another number would not be what its key says.
+            return Ok(ArithmeticOutcome::NonNumeric);
         }
         let Some(value) = parse(old.bytes()) else { return Ok(ArithmeticOutcome::NonNumeric) };
         let value = match request.direction {

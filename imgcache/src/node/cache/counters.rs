@@ -113,6 +113,8 @@ pub struct Counters {
     pub pinned: u64,
     /// Leases now.
     pub leases: u64,
+    /// Leases that ended and on whose memory somebody still has rights.
+    pub closing_leases: u64,
     /// Images pinned now.
     pub pins: u64,
     /// Entries of the index in use.
@@ -196,34 +198,6 @@ pub struct Placement {
     pub quarantined: u64,
     /// Whether new leases are refused.
     pub draining: bool,
-}
-
-/// A lease, for `stats leases`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LeaseInfo {
-    /// Its id, chosen by the client.
-    pub id: u64,
-    /// Time since it was given first.
-    pub age: Duration,
-    /// Time left.
-    pub remaining: Duration,
-    /// Items that it holds.
-    pub items: u64,
-    /// Bytes of their content.
-    pub bytes: u64,
-    /// How often it was renewed.
-    pub renewals: u32,
-}
-
-/// An image's pin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PinInfo {
-    /// The image's manifest id.
-    pub image: [u8; 32],
-    /// Items that it holds.
-    pub items: u64,
-    /// Bytes of their content.
-    pub bytes: u64,
 }
 
 /// A lease that was given.

@@ -111,25 +111,3 @@ pub enum StoreError {
         attempts: u32,
     },
 }
-
-/// Why a lease or pin was not given.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum HoldError {
-    /// Over the limits for now.
-    #[error("busy: retry after {} ms", retry_after.as_millis())]
-    Busy {
-        /// When it may be given.
-        retry_after: Duration,
-    },
-    /// The node gives no leases any more.
-    #[error("draining")]
-    Draining,
-    /// What is asked for is more than can ever be given.
-    #[error("too much to be held: {wanted} bytes, at most {limit}")]
-    TooMuch {
-        /// Bytes of the items that were named and are here.
-        wanted: u64,
-        /// The most that may be held.
-        limit: u64,
-    },
-}

@@ -19,11 +19,9 @@ impl Cache {
     /// Does what time brings: ends leases and quarantines, removes some of the items that have
     /// expired and all that were flushed, and evicts ahead. To be called about once a second.
     pub fn maintenance(&self, now: Now) -> Maintained {
-        let mut done = Maintained::default();
+        let mut done = Maintained { leases_ended: self.end_leases(now), ..Maintained::default() };
         let mut state = self.lock();
         state.tick(now);
-        done.leases_ended = state.holds.expire(now.monotonic);
-        state.counts.leases_expired += done.leases_ended;
         done.released = state.settle();
         let flushing = state.flushing;
         drop(state);

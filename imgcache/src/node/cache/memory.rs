@@ -54,12 +54,14 @@ impl Cache {
         };
         loop {
             // Others get their turn between two searches.
-            let mut state = self.lock();
+            let found = self.lock().try_reserve(class, length, now);
             rounds = rounds.saturating_sub(1);
-            match state.try_reserve(class, length, now) {
+            match found {
                 Ok(reservation) => return Ok(reservation),
                 Err(Shortage::LookFurther) if rounds > 0 => (),
-                Err(_) => return Err(state.no_memory(class, length)),
+                // What leases held is given back here, where nobody waits for it.
+                Err(_) if self.end_leases(now) > 0 => (),
+                Err(_) => return Err(self.lock().no_memory(class, length)),
             }
         }
     }
@@ -131,7 +133,6 @@ impl State {
         if let Some(place) = self.slabs.allocate(class) {
             return Ok(place);
         }
-        self.counts.leases_expired += self.holds.expire(now.monotonic);
         for _ in 0..ATTEMPTS {
             self.settle();
             if let Some(place) = self.slabs.allocate(class) {

@@ -30,15 +30,15 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use config::{
     Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport, OpenStep, Progress, Watch,
 };
-pub use counters::{
-    ClassStats, Counters, Counts, Granted, Held, LeaseInfo, Maintained, PinInfo, Placement,
-};
-pub use error::{CacheError, HoldError, ReserveError, StoreError};
+pub use counters::{ClassStats, Counters, Counts, Granted, Held, Maintained, Placement};
+pub use error::{CacheError, ReserveError, StoreError};
+use item::Content;
 pub use item::{Item, Reservation, Win};
 pub use key::{CHUNK_FLAGS, Key, Kind, MANIFEST_FLAGS, NAME_FLAGS, PerKind};
 pub use request::{
@@ -48,6 +48,8 @@ pub use request::{
 pub use time::{Expires, Now};
 
 use crate::node::arena::Arena;
+use crate::node::lease::Holds;
+pub use crate::node::lease::{HoldError, LeaseInfo, PinInfo};
 use crate::parallel::lock;
 use maintenance::Populating;
 use state::State;
@@ -57,6 +59,8 @@ use state::State;
 #[derive(Debug)]
 pub struct Cache {
     state: Mutex<State>,
+    holds: Arc<Holds<Content>>,
+    is_draining: AtomicBool,
     arena: Arc<Arena>,
     report: OpenReport,
     max_item_bytes: usize,

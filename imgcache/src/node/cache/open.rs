@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use super::config::{CacheConfig, MAX_ITEM_BYTES, OpenReport, Watch};
@@ -80,6 +81,8 @@ impl Cache {
             damaged: restored.damaged,
         };
         let cache = Self {
+            holds: Arc::clone(&state.holds),
+            is_draining: AtomicBool::new(false),
             state: Mutex::new(state),
             _populating: config.populate.then(|| Populating::start(&arena)),
             arena,
@@ -134,7 +137,7 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
         items_by_kind: PerKind::default(),
         content_bytes: PerKind::default(),
         names: BTreeSet::new(),
-        holds: Holds::new(limits),
+        holds: Arc::new(Holds::new(limits)),
         generation: 0,
         epoch: 0,
         flush_at: None,
@@ -142,6 +145,5 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
         cursor: 0,
         quarantine: Quarantine::new(config.quarantine),
         scratch: Vec::new(),
-        draining: false,
     }
 }

@@ -146,13 +146,9 @@ impl Quarantine {
 
     /// The places that have waited.
     pub fn leave(&mut self) -> impl Iterator<Item = Place> {
-        let count = match self.places.front() {
-            None => 0,
-            Some(_) => {
-                let now = self.clock.now();
-                self.places.iter().take_while(|waiting| waiting.until <= now).count()
-            }
-        };
+        // Without places the clock is not looked at.
+        let now = if self.places.is_empty() { Duration::ZERO } else { self.clock.now() };
+        let count = self.places.iter().take_while(|waiting| waiting.until <= now).count();
         self.places.drain(..count).map(|Waiting { place, class, leaves, .. }| {
             let bytes = class.slot_bytes() as u64;
             self.bytes -= bytes;

@@ -173,12 +173,13 @@ impl Cache {
         held
     }
 
-    /// The contents of those of `keys` that are here.
-    pub(super) fn contents(&self, keys: &[IndexKey], now: Now) -> Vec<Arc<Content>> {
+    /// The contents of those of `keys` that are here; `used` if they are about to be read, from afar
+    /// perhaps, which nobody sees.
+    pub(super) fn contents(&self, keys: &[IndexKey], used: bool, now: Now) -> Vec<Arc<Content>> {
         let mut contents = Vec::new();
         for keys in keys.chunks(KEYS_AT_ONCE) {
             let mut state = self.lock();
-            contents.extend(keys.iter().filter_map(|key| state.peek(*key, now)));
+            contents.extend(keys.iter().filter_map(|key| state.peek(*key, used, now)));
         }
         contents
     }

@@ -2,7 +2,7 @@
 
 use super::Cache;
 use super::error::StoreError;
-use super::key::Key;
+use super::key::{Key, Kind};
 use super::request::{Attributes, DeleteOutcome, DeleteRequest};
 use super::state::State;
 use super::table::{STALE, TOKEN};
@@ -93,6 +93,17 @@ impl Cache {
         now: Now,
     ) -> Result<DeleteOutcome, StoreError> {
         self.lock().delete(key, request, now)
+    }
+
+    /// Removes the item of `key`, whose new value could not be taken: what was to be replaced is not to
+    /// stay. But the items of images do: what a chunk or a manifest holds follows from its key, and an
+    /// image that lost its name for want of memory for the new one would be gone.
+    pub fn forget(&self, key: &Key, now: Now) {
+        let mut state = self.lock();
+        let Ok(id) = state.find(key.index(), now) else { return };
+        if Kind::of_flags(state.table.record(id).flags) == Kind::Other {
+            state.remove(id);
+        }
     }
 
     /// Removes all items that there are now, or `delay` seconds from now; one order replaces the

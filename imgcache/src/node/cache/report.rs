@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::counters::{ClassStats, Counters, Placement};
 use super::state::State;
@@ -55,6 +56,7 @@ impl Cache {
             leased: state.holds.leased(),
             pinned: state.holds.pinned(),
             leases: state.holds.lease_count() as u64,
+            closing_leases: state.holds.closing() as u64,
             pins: state.holds.pin_count() as u64,
             table_used: state.table.used() as u64,
             table_entries: state.table.entries() as u64,
@@ -65,7 +67,7 @@ impl Cache {
             dropped_damaged: self.report.damaged,
             dropped_expired: self.report.expired,
             backing: self.report.backing,
-            draining: state.draining,
+            draining: self.is_draining.load(Ordering::Relaxed),
         }
     }
 
@@ -87,7 +89,7 @@ impl Cache {
             leased: state.holds.leased(),
             pinned: state.holds.pinned(),
             quarantined: state.quarantine.bytes(),
-            draining: state.draining,
+            draining: self.is_draining.load(Ordering::Relaxed),
         }
     }
 

@@ -42,7 +42,15 @@ pub(super) struct Restored {
     pub expired: u64,
     /// Entries that were not whole, or whose content was not.
     pub damaged: u64,
+    /// The largest CAS value that is known to have been given.
+    generation: u64,
 }
+
+/// CAS values from here on were chosen by clients (meta flag `E`): no node gives so many.
+const FOREIGN_CAS: u64 = 1 << 63;
+/// How far the CAS values of a start are from those of the one before: some of those that it gave are
+/// in no entry any more.
+const CAS_STEP: u64 = 1 << 32;
 
 /// An entry whose words and content are whole.
 struct Whole {
@@ -95,6 +103,7 @@ pub(super) fn restore(
             }
         }
     }
+    state.generation = restored.generation.saturating_add(CAS_STEP);
     // What is listed now, without those of which there was a newer one.
     let listed = state.table.used() as u64;
     let superseded = restored.whole - listed;
@@ -129,7 +138,12 @@ fn candidates(
         if words == EMPTY {
             continue;
         }
-        match decode(&words, id, boots) {
+        let entry = decode(&words, id, boots);
+        let generation = entry.map_or(0, |entry| entry.generation);
+        if generation < FOREIGN_CAS {
+            restored.generation = restored.generation.max(generation);
+        }
+        match entry {
             Some(entry) if entry.state == EntryState::Tombstone => (),
             Some(entry) if Expires::at(entry.expires).is_past(now) => restored.expired += 1,
             Some(entry) => {
@@ -198,7 +212,6 @@ impl State {
         record.cas = entry.generation;
         record.flags = entry.flags;
         record.expires = Expires::at(entry.expires);
-        self.generation = self.generation.max(entry.generation);
         // Written with the boot id of this start.
         self.insert(id, record);
         true

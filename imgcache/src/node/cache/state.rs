@@ -46,7 +46,8 @@ pub(super) struct State {
     pub content_bytes: PerKind,
     /// Records whose flags say that they are names of images.
     pub names: BTreeSet<u32>,
-    pub holds: Holds<Content>,
+    /// Not guarded by this lock, and never asked for anything but figures under it.
+    pub holds: Arc<Holds<Content>>,
     /// The CAS value that was given last.
     pub generation: u64,
     /// How many flushes there were.
@@ -59,7 +60,6 @@ pub(super) struct State {
     pub cursor: u32,
     pub quarantine: Quarantine,
     pub scratch: Vec<Returned>,
-    pub draining: bool,
 }
 
 /// Why there is no item.
@@ -318,9 +318,15 @@ impl State {
         (self.table.overhead() + self.slabs.overhead() + items) as u64 + self.arena.overhead()
     }
 
-    /// The content of `key`, without noting an access.
-    pub fn peek(&mut self, key: IndexKey, now: Now) -> Option<Arc<Content>> {
+    /// The content of `key`, without noting an access that is counted; `used` if it is about to be
+    /// read.
+    pub fn peek(&mut self, key: IndexKey, used: bool, now: Now) -> Option<Arc<Content>> {
         let id = self.find(key, now).ok()?;
+        if used {
+            let record = self.table.record_mut(id);
+            record.set(VISITED, true);
+            record.accessed = now.unix;
+        }
         let record = self.table.record(id);
         if record.has(STALE | PLACEHOLDER) { None } else { record.content.clone() }
     }

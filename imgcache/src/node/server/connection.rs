@@ -14,15 +14,15 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::Shared;
 use super::connections::{Registered, State};
 use super::execute::{self, Keys, Next};
 use super::input::Input;
 use super::output::{Output, SLICES};
+use super::slow::Slow;
 use super::stream::Stream;
 use super::transfer::Transfer;
-use super::{Shared, stats};
 use crate::node::cache::Now;
-use crate::protocol::command::StatsTopic;
 use crate::protocol::{Decoder, Refusal, Step, Violation, reply};
 use crate::transport::verbs::Endpoint;
 
@@ -34,8 +34,10 @@ const TURN_REQUESTS: usize = 64;
 enum End {
     /// By the client, or by `quit`.
     Closed,
-    /// By the server: idle, stalled or drained.
+    /// By the server: idle or stalled.
     Kicked,
+    /// By the server, which ends: between two requests.
+    SentAway,
     /// For what was sent.
     Violation(Violation),
     /// No memory for a long line.
@@ -60,8 +62,8 @@ enum Turn {
     Connect(u64, Box<Endpoint>),
     /// The memory must be handed over.
     Share,
-    /// These statistics must be put into the output, by another thread.
-    SlowStats(StatsTopic),
+    /// The output must be sent first, and then what this gives.
+    Slow(Slow),
     /// The connection ends when the output is sent.
     Close(End),
 }
@@ -77,6 +79,8 @@ struct Session {
     keys: Option<Keys>,
     /// When the request began of which a part has come.
     since: Option<Duration>,
+    /// The node ends: the request of which a part has come is the last one.
+    is_last: bool,
 }
 
 /// Serves a connection until it ends.
@@ -91,6 +95,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
         transfer: None,
         keys: None,
         since: None,
+        is_last: false,
     };
     let end = match session.run().await {
         Ok(never) => match never {},
@@ -101,6 +106,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
     if let Some(rdma) = &shared.rdma {
         rdma.close(u64::from(connection.id.unsigned_abs()));
     }
+    let is_sent_away = matches!(end, End::SentAway);
     match end {
         End::Violation(violation) => {
             shared.counters.violations.add_one();
@@ -110,13 +116,26 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
             shared.counters.input_out_of_memory.add_one();
             shared.log.warn(|| format!("{}: closed: no memory for long lines", connection.peer));
         }
-        End::Kicked => tracing::debug!("{}: closed: idle, stalled or draining", connection.peer),
+        End::Kicked => tracing::debug!("{}: closed: idle or stalled", connection.peer),
+        End::SentAway => tracing::debug!("{}: closed: draining", connection.peer),
         End::Error(error) => tracing::debug!("{}: {error}", connection.peer),
         End::Closed => tracing::debug!("{}: closed by the client", connection.peer),
     }
     // Tells TLS clients that nothing was cut off; whoever does not listen is not waited for.
     let shutdown = pin!(stream.shutdown());
     let _ = tokio::time::timeout(super::GOODBYE, shutdown).await;
+    if is_sent_away {
+        connection.set_state(State::Read);
+        // Apart, so that other connections do not carry it along.
+        let _ = tokio::time::timeout(super::GOODBYE, Box::pin(hear_out(stream))).await;
+    }
+}
+
+/// Reads what a client still sends, until it has seen that this is the end: closing before would
+/// take back what it has not read yet.
+async fn hear_out(stream: &mut Stream) {
+    let mut buffer = [0; 4096];
+    while stream.read(&mut buffer).await.is_ok_and(|length| length > 0) {}
 }
 
 impl Session {
@@ -124,10 +143,18 @@ impl Session {
         loop {
             let now = Now::system();
             self.registered.connection.set_state(State::Parse);
+            let is_ending = self.shared.is_ending();
             let turn = self.work(now);
             self.send().await?;
             match turn {
-                Turn::Read => self.receive().await?,
+                Turn::Read if is_ending && self.has_nothing() => return Err(End::SentAway),
+                Turn::Again { .. } if self.is_last && self.is_between_requests() => {
+                    return Err(End::SentAway);
+                }
+                Turn::Read => {
+                    self.is_last |= is_ending;
+                    self.receive().await?;
+                }
                 Turn::Again { is_long: false } => {}
                 Turn::Again { is_long: true } => {
                     self.shared.counters.yields.add_one();
@@ -141,15 +168,9 @@ impl Session {
                     execute::afar::connected(&self.shared, granted, &mut self.output);
                 }
                 Turn::Share => self.share().await?,
-                Turn::SlowStats(topic) => {
-                    let shared = self.shared.clone();
-                    let text = tokio::task::spawn_blocking(move || {
-                        let mut text = Vec::new();
-                        stats::write(&shared, topic, &mut text, now);
-                        text
-                    });
-                    // It is only lost when the runtime ends, and the connection with it.
-                    self.output.text().extend(text.await.unwrap_or_default());
+                Turn::Slow(slow) => {
+                    // Apart, so that other connections do not carry it along.
+                    self.output = Box::pin(slow.run(self.shared.clone())).await?;
                 }
                 Turn::Close(end) => return Err(end),
             }
@@ -176,10 +197,21 @@ impl Session {
         Ok(())
     }
 
+    /// Whether all that came so far is whole requests, which were carried out.
+    fn is_between_requests(&self) -> bool {
+        self.transfer.is_none() && self.keys.is_none() && self.decoder.is_between_commands()
+    }
+
+    /// The same, and nothing more came.
+    fn has_nothing(&self) -> bool {
+        self.is_between_requests() && self.input.bytes().is_empty()
+    }
+
     /// Carries out what came, up to a bound.
     fn work(&mut self, now: Now) -> Turn {
+        let requests = if self.is_last { 1 } else { TURN_REQUESTS };
         let Self { shared, decoder, input, output, transfer, keys, registered, since, .. } = self;
-        for _ in 0..TURN_REQUESTS {
+        for _ in 0..requests {
             if output.is_full() {
                 return Turn::Again { is_long: false };
             }
@@ -197,7 +229,11 @@ impl Session {
                 input.consume(2);
                 *since = None;
                 if let Some(pending) = transfer.take() {
-                    execute::finish(shared, *pending, is_sound, output, now);
+                    let peer = &registered.connection.peer;
+                    let next = execute::finish(shared, *pending, is_sound, peer, output, now);
+                    if let Next::Slow(slow) = next {
+                        return Turn::Slow(slow);
+                    }
                 }
                 continue;
             }
@@ -250,7 +286,7 @@ impl Session {
                 Next::Skip(length) => decoder.skip_data(length),
                 Next::Connect(lease, endpoint) => return Turn::Connect(lease, endpoint),
                 Next::Share => return Turn::Share,
-                Next::SlowStats(topic) => return Turn::SlowStats(topic),
+                Next::Slow(slow) => return Turn::Slow(slow),
                 Next::Close => return Turn::Close(End::Closed),
             }
         }
@@ -340,6 +376,7 @@ impl Session {
                 biased;
                 ready = stream.readable() => ready?,
                 () = connection.kicked() => return Err(End::Kicked),
+                () = connection.sent_away(), if state == State::Read => return Err(End::SentAway),
             }
         }
     }

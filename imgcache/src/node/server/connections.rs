@@ -88,6 +88,7 @@ pub(super) struct Connection {
     /// How many bytes it has, as far as is known.
     bytes: AtomicU64,
     kick: Notify,
+    leave: Notify,
 }
 
 /// The slowest that a request or reply may go, in bytes per second, beyond the time that it may stand
@@ -144,9 +145,14 @@ impl Connection {
         seconds(now).saturating_sub(self.last_progress.load(Ordering::Relaxed))
     }
 
-    /// Ends when the connection is to be closed.
+    /// Ends when the connection is to be closed, whatever it does.
     pub async fn kicked(&self) {
         self.kick.notified().await;
+    }
+
+    /// Ends when the connection is to be closed if it has no request.
+    pub async fn sent_away(&self) {
+        self.leave.notified().await;
     }
 }
 
@@ -197,6 +203,7 @@ impl Connections {
             since: AtomicU32::new(seconds(now)),
             bytes: AtomicU64::new(0),
             kick: Notify::new(),
+            leave: Notify::new(),
         });
         let key = self.next.fetch_add(1, Ordering::Relaxed);
         all.insert(key, connection.clone());
@@ -239,6 +246,13 @@ impl Connections {
                 counters.idle_kicks.add_one();
                 connection.kick.notify_one();
             }
+        }
+    }
+
+    /// Ends those that have no request. One that gets a request just then carries it out.
+    pub fn send_idle_away(&self) {
+        for connection in lock(&self.all).values().filter(|one| one.state() == State::Read) {
+            connection.leave.notify_one();
         }
     }
 
@@ -289,7 +303,9 @@ mod tests {
         let mut kicked_at = Vec::new();
         for second in (0..600).map(Duration::from_secs) {
             let all = [&value, &reply, &swallowed];
-            all.iter().for_each(|one| one.connection.progress(second));
+            for one in all {
+                one.connection.progress(second);
+            }
             let before = counters.stall_kicks.get();
             connections.sweep(None, minute, second, &counters);
             if counters.stall_kicks.get() > before && kicked_at.len() < 2 {

@@ -238,6 +238,8 @@ fn cache_state(writer: &mut Writer<'_>, all: &Counters) -> fmt::Result {
     ];
     writer.gauges("memory", "Bytes of memory, by what holds them", bytes, "of", memory)?;
     writer.gauge("leases", "Leases now", None, all.leases)?;
+    let help = "Leases that ended and on whose memory somebody still has rights";
+    writer.gauge("leases_closing", help, None, all.closing_leases)?;
     writer.gauge("pins", "Images pinned now", None, all.pins)?;
     writer.gauge("index_entries_used", "Index entries in use", None, all.table_used)?;
     writer.gauge("index_entries", "Index entries", None, all.table_entries)?;

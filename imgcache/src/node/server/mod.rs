@@ -4,7 +4,7 @@
 //! - [`config`]: how it is set up;
 //! - `listen`, `tls`, `stream`: from an address to a byte stream;
 //! - `workers`, `connection`, `input`, `output`, `transfer`: one connection;
-//! - `execute`: what the commands do;
+//! - `execute`: what the commands do, `slow`: those that take long;
 //! - `stats`, `metrics`, `http`: what can be seen of it.
 
 mod budget;
@@ -21,16 +21,18 @@ mod listen;
 mod log;
 mod metrics;
 mod output;
+mod slow;
 mod stats;
 mod stream;
 mod tls;
 mod transfer;
 mod workers;
 
+use std::hash::RandomState;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UnixListener};
@@ -68,9 +70,14 @@ struct Shared {
     tls: Option<Arc<Tls>>,
     rdma: Option<Rdma>,
     workers: workers::Workers,
+    slow: slow::Lanes,
+    /// What leases are called in statistics: by a hash with a key that nobody knows.
+    lease_names: RandomState,
     log: log::RateLimited,
     started: Now,
     stage: AtomicU8,
+    /// Each connection is closed when it has carried out the request that it has.
+    is_ending: AtomicBool,
 }
 
 /// How far in its life a node is.
@@ -90,6 +97,10 @@ impl Shared {
         let stage = self.stage.load(Ordering::Acquire);
         let stages = [Stage::Opening, Stage::Ready, Stage::Draining];
         stages.into_iter().find(|known| *known as u8 == stage).unwrap_or(Stage::Draining)
+    }
+
+    fn is_ending(&self) -> bool {
+        self.is_ending.load(Ordering::Acquire)
     }
 
     fn set_stage(&self, stage: Stage) {
@@ -188,9 +199,12 @@ impl Server {
             tls,
             rdma,
             workers: workers::Workers::start(threads).map_err(ServerError::Threads)?,
+            slow: slow::Lanes::default(),
+            lease_names: RandomState::new(),
             log: log::RateLimited::default(),
             started: Now::system(),
             stage: AtomicU8::new(Stage::Opening as u8),
+            is_ending: AtomicBool::new(false),
         });
         if let Some(http) = &http {
             http.attach(&shared);
@@ -212,21 +226,20 @@ impl Server {
     /// for requests.
     pub async fn run(self, stop: impl Future<Output = ()>) -> Drained {
         let Self { shared, tcp, unix, http: _http } = self;
-        let mut tasks = JoinSet::new();
+        let mut accepting = JoinSet::new();
         let socket_file = unix.as_ref().map(|(_, path)| path.clone());
         for (listener, local) in tcp {
-            tasks.spawn(listen::accept_tcp(shared.clone(), listener, local));
+            accepting.spawn(listen::accept_tcp(shared.clone(), listener, local));
         }
         if let Some((listener, path)) = unix {
             let local = Address::Unix(Arc::new(path));
-            tasks.spawn(listen::accept_unix(shared.clone(), listener, local));
+            accepting.spawn(listen::accept_unix(shared.clone(), listener, local));
         }
-        tasks.spawn(maintain(shared.clone()));
+        let maintaining = tokio::spawn(maintain(shared.clone()));
         shared.set_stage(Stage::Ready);
         stop.await;
-        let drained = drain(&shared).await;
-        tasks.abort_all();
-        while tasks.join_next().await.is_some() {}
+        let drained = drain(&shared, accepting).await;
+        maintaining.abort();
         if let Some(path) = socket_file {
             // Whoever started in its place may have removed it.
             let _ = std::fs::remove_file(path);
@@ -259,17 +272,36 @@ fn rdma(choice: &RdmaChoice, cache: &Cache) -> Result<Option<Rdma>, ServerError>
     }
 }
 
-async fn drain(shared: &Shared) -> Drained {
+/// Waits for leases, during which everything but new ones is served; then for the requests that have
+/// begun, during which nothing else is.
+async fn drain(shared: &Shared, mut accepting: JoinSet<()>) -> Drained {
     shared.set_stage(Stage::Draining);
     shared.cache.set_draining(true);
     let deadline = Instant::now() + shared.config.drain_timeout;
+    let held = || {
+        let counters = shared.cache.counters();
+        counters.leases + counters.closing_leases
+    };
+    let mut leases = held();
+    while leases > 0 && Instant::now() < deadline {
+        sleep(DRAIN_LOOK).await;
+        leases = held();
+    }
+    accepting.shutdown().await;
+    if leases > 0 {
+        return Drained::TimedOut { leases, busy: shared.connections.busy() };
+    }
+    shared.is_ending.store(true, Ordering::Release);
     loop {
-        let (leases, busy) = (shared.cache.counters().leases, shared.connections.busy());
-        if leases == 0 && busy == 0 {
+        shared.connections.send_idle_away();
+        if shared.connections.count() == 0 {
             return Drained::Whole;
         }
         if Instant::now() >= deadline {
-            return Drained::TimedOut { leases, busy };
+            return match shared.connections.busy() {
+                0 => Drained::Whole,
+                busy => Drained::TimedOut { leases, busy },
+            };
         }
         sleep(DRAIN_LOOK).await;
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use super::budget::Permit;
 use crate::node::cache::Item;
 
 /// Content up to this size is copied into the text: a slice of its own would cost more.
@@ -27,6 +28,8 @@ pub(super) struct Output {
     item_sent: usize,
     /// Bytes of all items.
     content: usize,
+    /// For text that is longer than usual.
+    permit: Option<Permit>,
 }
 
 /// An item behind the first `at` bytes of text.
@@ -40,6 +43,11 @@ impl Output {
     /// Where text is appended.
     pub fn text(&mut self) -> &mut Vec<u8> {
         &mut self.text
+    }
+
+    /// Keeps `permit`, which is for the memory of the text, until all of it is sent.
+    pub fn keep(&mut self, permit: Permit) {
+        self.permit = Some(permit);
     }
 
     /// Appends the content of an item.
@@ -121,6 +129,7 @@ impl Output {
             self.text.clear();
             self.text.shrink_to(KEPT_TEXT);
             self.text_sent = 0;
+            self.permit = None;
         }
     }
 

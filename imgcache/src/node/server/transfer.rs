@@ -9,15 +9,21 @@ pub(super) struct Transfer {
     pub sink: Sink,
     filled: usize,
     pub then: Then,
-    /// For the memory of a list.
-    _permit: Option<Permit>,
 }
 
 /// Where it goes.
 #[derive(Debug)]
 pub(super) enum Sink {
     Slot(Reservation),
-    List(Vec<u8>),
+    List(List),
+}
+
+/// A list of keys.
+#[derive(Debug)]
+pub(super) struct List {
+    pub bytes: Vec<u8>,
+    /// For its memory.
+    _permit: Permit,
 }
 
 /// What is done when it is there.
@@ -44,18 +50,19 @@ pub(super) enum Then {
 
 impl Transfer {
     pub fn value(slot: Reservation, then: Then) -> Self {
-        Self { sink: Sink::Slot(slot), filled: 0, then, _permit: None }
+        Self { sink: Sink::Slot(slot), filled: 0, then }
     }
 
     pub fn list(length: usize, permit: Permit, then: Then) -> Self {
-        Self { sink: Sink::List(vec![0; length]), filled: 0, then, _permit: Some(permit) }
+        let list = List { bytes: vec![0; length], _permit: permit };
+        Self { sink: Sink::List(list), filled: 0, then }
     }
 
     /// What is still to be filled.
     pub fn unfilled(&mut self) -> &mut [u8] {
         let bytes: &mut [u8] = match &mut self.sink {
             Sink::Slot(reservation) => reservation,
-            Sink::List(bytes) => bytes,
+            Sink::List(list) => &mut list.bytes,
         };
         bytes.get_mut(self.filled..).unwrap_or_default()
     }
@@ -64,7 +71,7 @@ impl Transfer {
     pub fn length(&self) -> usize {
         match &self.sink {
             Sink::Slot(reservation) => reservation.len(),
-            Sink::List(bytes) => bytes.len(),
+            Sink::List(list) => list.bytes.len(),
         }
     }
 

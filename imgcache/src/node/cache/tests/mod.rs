@@ -16,6 +16,7 @@ use super::time::Clock;
 use super::{
     Attributes, BackingChoice, Cache, CacheConfig, Item, Key, Now, StoreMode, StoreOutcome,
 };
+use crate::node::lease::Asked;
 
 const START: u32 = 1_700_000_000;
 
@@ -47,6 +48,11 @@ fn set_clock(cache: &Cache, now: Now) -> Arc<AtomicU64> {
 
 fn put_clock(clock: &AtomicU64, now: Now) {
     clock.store(u64::try_from(now.monotonic.as_nanos()).unwrap(), Ordering::Relaxed);
+}
+
+/// A lease to ask for.
+fn lease(id: u64, ttl: Duration) -> Asked<'static> {
+    Asked { id, ttl, owner: "test" }
 }
 
 fn key(name: impl AsRef<[u8]>) -> Key {

@@ -3,6 +3,7 @@
 use super::super::{DeleteRequest, HoldError, ReserveError, StoreError};
 use super::*;
 use crate::index::IndexKey;
+use crate::node::lease::{Closing, Rights};
 
 const LARGE: usize = 1 << 20;
 
@@ -171,8 +172,8 @@ fn leases_and_pins_keep_items_until_they_end() {
     let keys = |range: std::ops::Range<u64>| -> Vec<IndexKey> {
         range.map(|n| key(large(n)).index()).collect()
     };
-    let lease = cache.lease(5, Duration::from_secs(10), &keys(0..2), at(0)).unwrap();
-    assert_eq!((lease.held, lease.missing, lease.busy_permille), (2, 0, 500));
+    let leased = cache.lease(&lease(5, Duration::from_secs(10)), &keys(0..2), at(0)).unwrap();
+    assert_eq!((leased.held, leased.missing, leased.busy_permille), (2, 0, 500));
     let pin = cache.pin([1; 32], &keys(2..4), at(0)).unwrap();
     assert_eq!((pin.items, pin.bytes), (2, 2 << 20));
     // As much as others can get.
@@ -193,20 +194,64 @@ fn leases_and_pins_keep_items_until_they_end() {
 }
 
 #[test]
+fn a_lease_counts_as_an_access() {
+    let cache = cache(8);
+    fill(&cache, 8, LARGE, at(0));
+    // Who reads from afar is never seen reading.
+    cache.lease(&lease(1, Duration::from_secs(5)), &[key(large(0)).index()], at(1)).unwrap();
+    cache.pin([1; 32], &[key(large(1)).index()], at(1)).unwrap();
+    assert!(cache.release(1, 0) && cache.unpin([1; 32]));
+    set(&cache, large(8), &content(8, LARGE), at(2));
+    assert_eq!(present(&cache, 9, at(2)), [0, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+/// Keeps what it is to close.
+#[derive(Debug, Default)]
+struct Windows(std::sync::Mutex<Vec<Closing>>);
+
+impl Rights for Windows {
+    fn close(&self, closing: Closing) {
+        self.0.lock().unwrap().push(closing);
+    }
+}
+
+#[test]
+fn memory_on_which_others_have_rights_is_nobody_elses() {
+    let config = CacheConfig { max_leased_permille: 1000, ..config(2) };
+    let cache = Cache::open(&config).unwrap().0;
+    fill(&cache, 2, LARGE, at(0));
+    let keys = [key(large(0)).index(), key(large(1)).index()];
+    cache.lease(&lease(1, Duration::from_secs(5)), &keys, at(0)).unwrap();
+    let windows = Arc::new(Windows::default());
+    assert!(cache.grant(1, windows.clone()));
+    cache.flush_all(0, at(0));
+    // The time of the lease is up, and the store that needs its memory finds that.
+    assert!(cache.reserve(LARGE, at(6)).is_err());
+    let counters = cache.counters();
+    assert_eq!((counters.leases, counters.closing_leases, counters.leased), (0, 1, 2 << 20));
+    assert_eq!(counters.used, 2 << 20);
+    let closing = windows.0.lock().unwrap().pop().unwrap();
+    closing.closed();
+    let counters = cache.counters();
+    assert_eq!((counters.closing_leases, counters.leased), (0, 0));
+    assert!(cache.reserve(LARGE, at(6)).is_ok());
+}
+
+#[test]
 fn a_lease_that_nobody_ended_ends_where_memory_is_needed() {
     let config = CacheConfig { max_leased_permille: 1000, ..config(2) };
     let cache = Cache::open(&config).unwrap().0;
     fill(&cache, 2, LARGE, at(0));
     let keys = [key(large(0)).index(), key(large(1)).index(), key("none").index()];
-    let granted = cache.lease(1, Duration::from_secs(5), &keys, at(0)).unwrap();
+    let granted = cache.lease(&lease(1, Duration::from_secs(5)), &keys, at(0)).unwrap();
     assert_eq!((granted.held, granted.missing), (2, 1));
     assert!(cache.reserve(1, at(4)).is_err());
     assert!(cache.reserve(1, at(5)).is_ok());
     cache.set_draining(true);
-    assert_eq!(cache.lease(2, Duration::ZERO, &[], at(5)), Err(HoldError::Draining));
+    assert_eq!(cache.lease(&lease(2, Duration::ZERO), &[], at(5)), Err(HoldError::Draining));
     assert!(!cache.release(1, 0));
     cache.set_draining(false);
-    cache.lease(2, Duration::ZERO, &[], at(5)).unwrap();
+    cache.lease(&lease(2, Duration::ZERO), &[], at(5)).unwrap();
     assert!(cache.release(2, 12345));
     assert_eq!(cache.counters().counts.leased_bytes_read, 12345);
 }

@@ -111,6 +111,34 @@ fn a_taking_over_that_was_ended_twice_loses_nothing() {
 }
 
 #[test]
+fn no_cas_value_is_given_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = filled(folder.path());
+    let chosen = |cas| Attributes { cas: Some(cas), ..Attributes::default() };
+    let mut given = 0;
+    for _ in 0..3 {
+        let (cache, _) = open(&path, 0);
+        let first = set(&cache, "k", b"x", at(0));
+        assert!(first > given, "{first} after {given}");
+        // The largest one is given to what is removed, and others choose larger ones.
+        for (name, cas) in [("wrap", u64::MAX), ("half", 1 << 63)] {
+            let mode = StoreMode::Set;
+            cache.store_bytes(&key(name), mode, b"x", &chosen(cas), at(0)).unwrap();
+        }
+        given = set(&cache, "gone", b"x", at(0));
+        cache.delete(&key("gone"), &super::super::DeleteRequest::default(), at(0)).unwrap();
+    }
+    // Of some there is no trace at all.
+    let (cache, _) = open(&path, 0);
+    for n in 0..100 {
+        given = set(&cache, "k", &content(n, 10), at(0));
+    }
+    cache.store_bytes(&key("k"), StoreMode::Set, b"x", &chosen(5), at(0)).unwrap();
+    drop(cache);
+    assert!(set(&open(&path, 0).0, "k", b"x", at(0)) > given);
+}
+
+#[test]
 fn a_file_is_one_nodes() {
     let folder = tempfile::tempdir().unwrap();
     let path = filled(folder.path());

@@ -61,7 +61,8 @@ fn run(config: &CacheConfig) {
                             let keys: Vec<_> = (0..20_u64)
                                 .map(|k| Key::new(&(n + k).to_le_bytes()).index())
                                 .collect();
-                            let _ = cache.lease(thread, Duration::from_millis(500), &keys, now);
+                            let _ =
+                                cache.lease(&lease(thread, Duration::from_millis(500)), &keys, now);
                         }
                         7 => {
                             cache.release(thread, 0);

@@ -10,20 +10,23 @@ use crate::transport::verbs::Endpoint;
 
 /// `rdma`, up to what takes time.
 pub(super) fn connect(shared: &Shared, lease: u64, endpoint: &str, out: &mut Output) -> Next {
-    let refusal = if shared.rdma.is_none() {
-        "SERVER_ERROR this node has no RDMA".into()
-    } else if !shared.cache.has_lease(lease) {
-        "SERVER_ERROR there is no such lease".into()
-    } else {
-        match endpoint.parse::<Endpoint>() {
-            Ok(endpoint) => return Next::Connect(lease, Box::new(endpoint)),
-            Err(error) => format!("CLIENT_ERROR {error}"),
+    let endpoint = match endpoint.parse::<Endpoint>() {
+        Ok(endpoint) => endpoint,
+        Err(error) => {
+            answer(out, false, format_args!("CLIENT_ERROR {error}"));
+            return Next::Done;
         }
     };
-    if refusal.starts_with("SERVER") {
-        shared.counters.server_errors.add_one();
-    }
-    answer(out, false, refusal);
+    let refusal = match &shared.rdma {
+        None => "this node has no RDMA",
+        // From here on the end of the lease waits for the end of the right to read.
+        Some(rdma) if shared.cache.grant(lease, rdma.rights(lease)) => {
+            return Next::Connect(lease, Box::new(endpoint));
+        }
+        Some(_) => "there is no such lease, or it has been connected before",
+    };
+    shared.counters.server_errors.add_one();
+    answer(out, false, format_args!("SERVER_ERROR {refusal}"));
     Next::Done
 }
 

@@ -3,7 +3,7 @@
 use super::super::Shared;
 use super::super::output::Output;
 use super::super::transfer::{Then, Transfer};
-use super::{NON_NUMERIC, Next, answer, expires, fail, forget, mode, put_content, reserve};
+use super::{NON_NUMERIC, Next, answer, expires, fail, mode, put_content, reserve};
 use crate::node::cache::{
     Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, Expires, GetRequest,
     Item, Key, Now, Reservation, StoreMode, StoreOutcome, Win,
@@ -88,7 +88,7 @@ pub(super) fn begin_set(
         }
         Err(error) => {
             fail(shared, &error, false, out);
-            forget(shared, &Key::new(&meta.key.bytes()), now);
+            shared.cache.forget(&Key::new(&meta.key.bytes()), now);
             Next::Skip(data)
         }
     }

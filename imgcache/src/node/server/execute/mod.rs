@@ -5,14 +5,16 @@ mod hold;
 mod meta;
 
 use super::Shared;
+use super::connections::Address;
 use super::output::Output;
+use super::slow::Slow;
 use super::stats;
 use super::transfer::{Sink, Then, Transfer};
 use crate::node::cache::{
     Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, Direction, Expires,
     Item, Key, Now, Reservation, ReserveError, StoreError, StoreMode, StoreOutcome,
 };
-use crate::protocol::command::{self, Command, Mode, Refused, StatsTopic};
+use crate::protocol::command::{self, Command, Mode, Refused};
 use crate::protocol::{Expiry, reply};
 use crate::transport::verbs::Endpoint;
 
@@ -36,8 +38,8 @@ pub(super) enum Next {
     Connect(u64, Box<Endpoint>),
     /// With handing over the memory.
     Share,
-    /// With statistics that take too long for an event loop.
-    SlowStats(StatsTopic),
+    /// With what this gives.
+    Slow(Slow),
     /// Not at all.
     Close,
 }
@@ -106,16 +108,16 @@ pub(super) fn execute(shared: &Shared, command: &Command<'_>, out: &mut Output, 
         }
         Command::FlushAll { delay, quiet } => {
             counters.flush.add_one();
-            let delay = expires(*delay, now).remaining(now).unwrap_or(0);
-            shared.cache.flush_all(delay, now);
-            answer(out, *quiet, "OK");
+            let (delay, quiet) = (expires(*delay, now).remaining(now).unwrap_or(0), *quiet);
+            // It goes through the whole table.
+            return Next::Slow(Slow::new(move |shared, out| {
+                shared.cache.flush_all(delay, now);
+                answer(out, quiet, "OK");
+            }));
         }
         Command::Stats(topic) => {
             counters.stats.add_one();
-            if *topic == StatsTopic::Images {
-                return Next::SlowStats(*topic);
-            }
-            stats::write(shared, *topic, out.text(), now);
+            return stats::execute(shared, *topic, out, now);
         }
         Command::Version => {
             counters.other.add_one();
@@ -132,7 +134,7 @@ pub(super) fn execute(shared: &Shared, command: &Command<'_>, out: &mut Output, 
         }
         Command::Release { id, bytes_read } => {
             counters.release.add_one();
-            hold::release(shared, *id, *bytes_read, out);
+            return hold::release(shared, *id, *bytes_read, out);
         }
         Command::Pin { image, data } => {
             counters.pin.add_one();
@@ -140,7 +142,7 @@ pub(super) fn execute(shared: &Shared, command: &Command<'_>, out: &mut Output, 
         }
         Command::Unpin { image } => {
             counters.pin.add_one();
-            hold::unpin(shared, *image, out);
+            return hold::unpin(shared, *image, out);
         }
         Command::Rdma { lease, endpoint } => {
             counters.rdma.add_one();
@@ -250,7 +252,7 @@ fn begin_store(shared: &Shared, store: &command::Store<'_>, out: &mut Output, no
             fail(shared, &error, store.quiet, out);
             // What was to be replaced is not to stay.
             if store.mode == Mode::Set {
-                forget(shared, &key, now);
+                shared.cache.forget(&key, now);
             }
             Next::Skip(store.data)
         }
@@ -263,25 +265,21 @@ fn reserve(shared: &Shared, length: u32, now: Now) -> Result<Reservation, StoreE
     Ok(shared.cache.reserve(length, now)?)
 }
 
-/// Removes an item whose new value could not be taken.
-fn forget(shared: &Shared, key: &Key, now: Now) {
-    // It cannot fail: only emptying an item needs memory.
-    let _ = shared.cache.delete(key, &DeleteRequest::default(), now);
-}
-
 /// Goes on with a data block that is complete; `is_sound` if its end was where it should be.
 pub(super) fn finish(
     shared: &Shared,
     transfer: Transfer,
     is_sound: bool,
+    peer: &Address,
     out: &mut Output,
     now: Now,
-) {
+) -> Next {
     if !is_sound {
         shared.counters.bad_data.add_one();
         shared.counters.client_errors.add_one();
         let quiet = matches!(transfer.then, Then::Store { quiet: true, .. });
-        return answer(out, quiet, BAD_DATA);
+        answer(out, quiet, BAD_DATA);
+        return Next::Done;
     }
     match (transfer.then, transfer.sink) {
         (Then::Store { key, mode, attributes, quiet }, Sink::Slot(slot)) => {
@@ -297,14 +295,17 @@ pub(super) fn finish(
             meta::finish_set(shared, &line, slot, out, now);
         }
         (Then::Lease { id, ttl }, Sink::List(keys)) => {
-            hold::lease(shared, id, ttl, &keys, out, now);
+            return hold::lease(shared, id, ttl, keys, peer, out, now);
         }
-        (Then::Pin { image }, Sink::List(keys)) => hold::pin(shared, image, &keys, out, now),
+        (Then::Pin { image }, Sink::List(keys)) => {
+            return hold::pin(shared, image, keys, out, now);
+        }
         // Values go into slots and lists into lists.
         (_, Sink::Slot(_) | Sink::List(_)) => {
             answer(out, false, "SERVER_ERROR a data block went to the wrong place");
         }
     }
+    Next::Done
 }
 
 fn store_reply(outcome: StoreOutcome) -> &'static str {

@@ -4,10 +4,14 @@ mod images;
 
 use std::fmt::Display;
 use std::fs;
+use std::hash::BuildHasher;
 use std::sync::Mutex;
 
 use super::Shared;
 use super::counters::ServerCounts;
+use super::execute::Next;
+use super::output::Output;
+use super::slow::Slow;
 use crate::node::cache::{Counts, Now};
 use crate::node::rdma::Facts;
 use crate::parallel::lock;
@@ -21,8 +25,41 @@ pub(super) const VERSION: &str = concat!("1.6.18-imgcached-", env!("CARGO_PKG_VE
 #[derive(Debug, Default)]
 pub(super) struct Reset(Mutex<(ServerCounts, Counts)>);
 
+/// As many connections or leases as are told at once, without asking for memory.
+const FEW: usize = 64;
+/// Bytes of text for each connection in `stats conns`, and each lease in `stats leases`; more than
+/// they have, but for sockets with long names.
+const LINES: usize = 512;
+
+/// `stats`.
+pub(super) fn execute(shared: &Shared, topic: StatsTopic, out: &mut Output, now: Now) -> Next {
+    let many = match topic {
+        StatsTopic::Images => {
+            return Next::Slow(Slow::alone(move |shared, out| {
+                write(shared, topic, out.text(), now);
+            }));
+        }
+        StatsTopic::Connections => shared.connections.count(),
+        StatsTopic::Leases => shared.cache.lease_count(),
+        _ => 0,
+    };
+    if many > FEW {
+        let Some(permit) = shared.input_budget.take(many * LINES) else {
+            shared.counters.server_errors.add_one();
+            line(out.text(), "SERVER_ERROR out of memory for statistics");
+            return Next::Done;
+        };
+        return Next::Slow(Slow::new(move |shared, out| {
+            out.keep(permit);
+            write(shared, topic, out.text(), now);
+        }));
+    }
+    write(shared, topic, out.text(), now);
+    Next::Done
+}
+
 /// Writes the reply to `stats`.
-pub(super) fn write(shared: &Shared, topic: StatsTopic, out: &mut Vec<u8>, now: Now) {
+fn write(shared: &Shared, topic: StatsTopic, out: &mut Vec<u8>, now: Now) {
     match topic {
         StatsTopic::General => general(shared, out, now),
         StatsTopic::Items => items(shared, out, now),
@@ -268,13 +305,16 @@ fn placement(shared: &Shared, out: &mut Vec<u8>) {
 
 fn leases(shared: &Shared, out: &mut Vec<u8>, now: Now) {
     for lease in shared.cache.leases(now) {
-        let mut put = |name: &str, value: u128| {
-            stat(out, format_args!("{:016x}:{name}", lease.id), value);
+        // Whoever knew the id itself could end the lease.
+        let name = shared.lease_names.hash_one(lease.id) >> 32;
+        let mut put = |field: &str, value: &dyn Display| {
+            stat(out, format_args!("{name:08x}:{field}"), value);
         };
-        put("age_ms", lease.age.as_millis());
-        put("remaining_ms", lease.remaining.as_millis());
-        put("items", lease.items.into());
-        put("bytes", lease.bytes.into());
-        put("renewals", lease.renewals.into());
+        put("owner", &lease.owner);
+        put("age_ms", &lease.age.as_millis());
+        put("remaining_ms", &lease.remaining.as_millis());
+        put("items", &lease.items);
+        put("bytes", &lease.bytes);
+        put("renewals", &lease.renewals);
     }
 }
