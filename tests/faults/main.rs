@@ -15,3 +15,4 @@ mod memory;
 mod network;
 mod nodes;
 mod proxy;
+mod shared;

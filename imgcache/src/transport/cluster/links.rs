@@ -15,6 +15,7 @@ use super::error::NodeError;
 use super::node::Node;
 use super::shared::SharedArena;
 use crate::cluster::address::NodeAddress;
+use crate::index::announce::Announcement;
 use crate::parallel::lock;
 use crate::transport::verbs::{Domain, Fabric};
 
@@ -156,11 +157,14 @@ impl Sharing {
         if let Some(arena) = known.as_ref().filter(|arena| arena.is_alive()) {
             return Ok(Arc::clone(arena));
         }
-        let path = socket_of(node, deadline)?;
+        let (path, announced) = socket_of(node, deadline)?;
         let patience = deadline.saturating_duration_since(Instant::now()).min(PATIENCE);
         let arena = SharedArena::of_socket(&path, patience)
             .map(Arc::new)
             .map_err(|error| format!("{}: {error}", path.display()))?;
+        if announced.is_some_and(|announced| announced != arena.boot_id()) {
+            return Err(format!("{}: another node is there", path.display()));
+        }
         *known = Some(Arc::clone(&arena));
         Ok(arena)
     }
@@ -169,10 +173,11 @@ impl Sharing {
 /// How long a node may take to hand over its memory.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The socket of this host at which the node hands over its memory.
-fn socket_of(node: &Node, deadline: Instant) -> Result<PathBuf, String> {
+/// The socket of this host at which the node hands over its memory; and the boot id of the node, if it was
+/// not asked at that socket.
+fn socket_of(node: &Node, deadline: Instant) -> Result<(PathBuf, Option<u64>), String> {
     if let NodeAddress::Unix(path) = node.address() {
-        return Ok(path.clone());
+        return Ok((path.clone(), None));
     }
     let announced = node.with(deadline, |connection| {
         if !connection.is_on_this_host() {
@@ -181,6 +186,10 @@ fn socket_of(node: &Node, deadline: Instant) -> Result<PathBuf, String> {
         Ok(Ok(connection.stats("rdma").unwrap_or_default()))
     });
     let stats = announced.map_err(|error| error.to_string())??;
-    let socket = stats.iter().find(|(name, _)| name == "socket").map(|(_, path)| Path::new(path));
-    Ok(socket.ok_or("it has no socket for that: imgcached --unix PATH")?.to_owned())
+    let stat = |wanted| stats.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+    let socket = stat("socket").ok_or("it has no socket for that: imgcached --unix PATH")?;
+    let announcement: Announcement = stat("announcement")
+        .and_then(|text| text.parse().ok())
+        .ok_or("it does not say which start of it it is")?;
+    Ok((Path::new(socket).to_owned(), Some(announcement.exported.boot_id)))
 }

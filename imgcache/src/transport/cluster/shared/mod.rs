@@ -71,6 +71,11 @@ impl SharedArena {
         }
     }
 
+    /// Which start of the node it is of.
+    pub(super) fn boot_id(&self) -> u64 {
+        self.announcement.exported.boot_id
+    }
+
     /// Whether the node that handed it over still runs.
     pub(super) fn is_alive(&self) -> bool {
         let mut nothing = [0; 1];
