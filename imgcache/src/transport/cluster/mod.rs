@@ -78,6 +78,8 @@ pub struct ClusterOptions {
     pub claim_patience: Duration,
     /// What chunks shall come by.
     pub link: LinkChoice,
+    /// Chunks that are on their way by RDMA from one node at a time; at most 64 are.
+    pub rdma_chunks: usize,
 }
 
 impl Default for ClusterOptions {
@@ -94,6 +96,7 @@ impl Default for ClusterOptions {
             origin_reads: 4,
             claim_patience: Duration::from_secs(5),
             link: LinkChoice::Auto,
+            rdma_chunks: 64,
         }
     }
 }

@@ -313,9 +313,11 @@ impl<'m> Link<'m> for RdmaLink<'_, 'm> {
             let unclear = std::mem::take(&mut self.unclear);
             return Some(self.asking.ask(worker, unclear));
         }
-        if self.in_flight <= WINDOW / 2 && !self.spare.is_empty() {
+        let busy = self.jobs.len() - self.spare.len();
+        let free = worker.load.options.rdma_chunks.clamp(1, self.jobs.len()).saturating_sub(busy);
+        if self.in_flight <= WINDOW / 2 && free > 0 {
             let room = WINDOW.saturating_sub(self.in_flight);
-            match worker.take(room, self.spare.len(), self.is_idle()) {
+            match worker.take(room, free, self.is_idle()) {
                 Next::Ask(run) => {
                     self.taken = run;
                     let result = self.open(worker).and_then(|()| self.begin());

@@ -1,0 +1,238 @@
+//! READs of chunks out of a storage node, beside what the device can do and beside TCP: in the lab, over
+//! soft-RoCE, where only ratios count (`scripts/bench rdma`).
+//!
+//! For each size of chunks, into memory that is there already, alternating:
+//! - `read`: the transport's own way, by RDMA, nothing verified: what it makes of the device;
+//! - `one by one`: one chunk at a time, in order, as in Kehne's thesis (4.4);
+//! - `tcp`: the same transport by the memcached protocol, nothing verified;
+//! - `verified`: by RDMA, every chunk hashed by BLAKE3, as loads do;
+//! - `ib_read_bw` of perftest, with messages of the same size: the bar.
+//!
+//! And the processor time that the node took meanwhile, as part of the time of the loads.
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
+#![expect(clippy::cast_precision_loss, reason = "rates are printed with three digits")]
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use imgcache::image::name::ImageName;
+use imgcache::store::Store;
+use imgcache::transport::cluster::{Cluster, ClusterOptions, LinkChoice, LinkKind};
+use imgcache::transport::{Accept, ChunkRead, Session, Transport};
+use serde_json::json;
+
+/// Measure reading by RDMA.
+#[derive(Debug, Parser)]
+struct Options {
+    /// The program that pushes.
+    #[arg(long)]
+    vmm: PathBuf,
+    /// The program that serves.
+    #[arg(long)]
+    imgcached: PathBuf,
+    /// Folder with the guest images.
+    #[arg(long)]
+    images: PathBuf,
+    /// The RDMA device.
+    #[arg(long, default_value = "rxe0")]
+    device: String,
+    /// Sizes of chunks in KiB.
+    #[arg(long, value_delimiter = ',', default_value = "4,16,64,256,1024")]
+    chunks: Vec<u32>,
+    /// Counted runs of each.
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// File for every figure.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// Ways to bring an image.
+const WAYS: [&str; 4] = ["read", "one by one", "tcp", "verified"];
+
+fn main() {
+    let options = Options::parse();
+    let folder = tempfile::tempdir().unwrap();
+    let node = Node::start(&options);
+    println!(
+        "{:>6}  {:>10}  {:>10}  {:>10}  {:>10}  {:>10}  {:>10}  {:>10}",
+        "KiB", "ib_read_bw", WAYS[0], WAYS[1], WAYS[2], WAYS[3], "read/bw", "node CPU"
+    );
+    let mut results = Vec::new();
+    for &chunk in &options.chunks {
+        let image = push(&options, &node, folder.path(), chunk);
+        let mut samples: Vec<Vec<f64>> = vec![Vec::new(); WAYS.len() + 1];
+        let mut cpu = Vec::new();
+        for run in 0..=options.runs {
+            let mut rates = vec![bar(&options, chunk)];
+            for way in WAYS {
+                let (used, begun) = (node.processor_time(), Instant::now());
+                rates.push(load(&node, &image, way));
+                if way == "read" && run > 0 {
+                    let wall = begun.elapsed().as_secs_f64();
+                    cpu.push((node.processor_time() - used) / wall * 100.0);
+                }
+            }
+            if run > 0 {
+                samples.iter_mut().zip(rates).for_each(|(samples, rate)| samples.push(rate));
+            }
+        }
+        let medians: Vec<f64> = samples.iter().map(|samples| median(samples)).collect();
+        let [bar, read, one, tcp, verified] = medians[..] else { unreachable!() };
+        println!(
+            "{chunk:>6}  {bar:>10.1}  {read:>10.1}  {one:>10.1}  {tcp:>10.1}  {verified:>10.1}  {:>10.2}  \
+             {:>8.2} %",
+            read / bar,
+            median(&cpu)
+        );
+        results.push(json!({
+            "chunk_kib": chunk, "ib_read_bw": bar, "read": read, "one_by_one": one, "tcp": tcp,
+            "verified": verified, "node_cpu_percent": median(&cpu), "samples": samples,
+        }));
+    }
+    println!("MB/s, medians of {}", options.runs);
+    if let Some(file) = &options.json {
+        std::fs::write(file, serde_json::to_string_pretty(&results).unwrap()).unwrap();
+    }
+}
+
+fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+/// A storage node on this machine.
+struct Node {
+    child: Child,
+    address: String,
+}
+
+impl Node {
+    fn start(options: &Options) -> Self {
+        let mut child = Command::new(&options.imgcached)
+            .args(["--listen", "127.0.0.1:0", "--memory", "512M", "--rdma", &options.device])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("ready listen=").unwrap().to_owned();
+        Self { child, address }
+    }
+
+    /// Seconds of processor time so far (`proc_pid_stat(5)`, fields 14 and 15).
+    fn processor_time(&self) -> f64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
+        let fields = text.rsplit_once(')').unwrap().1.split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap()).sum();
+        ticks as f64 / rustix::param::clock_ticks_per_second() as f64
+    }
+
+    fn url(&self) -> String {
+        format!("memcached://{}", self.address)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Pushes a kernel and the small ramdisk in chunks of this size.
+fn push(options: &Options, node: &Node, store: &std::path::Path, chunk: u32) -> ImageName {
+    let name = format!("bench-{chunk}");
+    let status = Command::new(&options.vmm)
+        .env("VMM_STORE", store)
+        .args(["image", "push", &name, "--chunk-size", &format!("{chunk}K"), "--kernel"])
+        .arg(options.images.join("vmlinuz"))
+        .arg("--initrd")
+        .arg(options.images.join("initrd-small.cpio.gz"))
+        .args(["--cache", &node.url()])
+        .stdout(Stdio::null())
+        .status();
+    assert!(status.unwrap().success());
+    // It was opened, so that its name is known.
+    Store::open(store).unwrap();
+    name.parse().unwrap()
+}
+
+/// MB/s of bringing all chunks of `image` in this `way`.
+fn load(node: &Node, image: &ImageName, way: &str) -> f64 {
+    let link = if way == "tcp" { LinkKind::Tcp } else { LinkKind::Rdma };
+    let options = ClusterOptions {
+        link: LinkChoice::Only(link),
+        rdma_chunks: if way == "one by one" { 1 } else { ClusterOptions::default().rdma_chunks },
+        ..ClusterOptions::default()
+    };
+    let cluster = Cluster::open(&node.url().parse().unwrap(), options, None).unwrap();
+    let id = cluster.resolve(image).unwrap();
+    let session = cluster.open(&id).unwrap();
+    let chunks: Vec<_> =
+        session.manifest().all_chunks().filter(|chunk| !chunk.entry.zero).collect();
+    let length = |length: u32| usize::try_from(length).unwrap();
+    let bytes: usize = chunks.iter().map(|chunk| length(chunk.length)).sum();
+    let mut memory = vec![1_u8; bytes];
+    let mut rest = &mut memory[..];
+    let mut reads = Vec::with_capacity(chunks.len());
+    for chunk in &chunks {
+        let (buffer, behind) = std::mem::take(&mut rest).split_at_mut(length(chunk.length));
+        reads.push(ChunkRead { index: chunk.index, key: chunk.entry.key, buffer });
+        rest = behind;
+    }
+    let manifest = session.manifest().clone();
+    let hashed = |index: u32, content: &[u8]| {
+        manifest.chunk(index).is_some_and(|chunk| chunk.entry.has_key(content))
+    };
+    let accept: Accept<'_> = if way == "verified" { &hashed } else { &|_, _| true };
+    let begun = Instant::now();
+    session.fetch(reads, accept).unwrap();
+    let rate = bytes as f64 / 1e6 / begun.elapsed().as_secs_f64();
+    // What was not hashed on the way is hashed now: a bar that brings other bytes is none.
+    let mut rest = &memory[..];
+    for chunk in &chunks {
+        let (content, behind) = rest.split_at(length(chunk.length));
+        assert!(chunk.entry.has_key(content), "chunk {} is not what it should be", chunk.index);
+        rest = behind;
+    }
+    rate
+}
+
+/// MB/s of `ib_read_bw`, server and client on this machine.
+fn bar(options: &Options, chunk: u32) -> f64 {
+    let bytes = u64::from(chunk) << 10;
+    // As many bytes as an image has, about.
+    let count = ((40 << 20) / bytes).max(20).to_string();
+    let size = bytes.to_string();
+    let arguments =
+        ["-d", &options.device, "-s", &size, "-n", &count, "-F", "--report_gbits", "-o", "16"];
+    let mut server = Command::new("ib_read_bw")
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let begun = Instant::now();
+    loop {
+        sleep(Duration::from_millis(300));
+        let output = Command::new("ib_read_bw").args(arguments).arg("127.0.0.1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // #bytes #iterations BW peak[Gb/sec] BW average[Gb/sec] MsgRate[Mpps]
+        let figures = text.lines().find_map(|line| {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            (words.len() == 5 && words[0] == size).then(|| words[3].parse::<f64>().ok())?
+        });
+        if let Some(gigabits) = figures {
+            server.wait().unwrap();
+            return gigabits * 1e3 / 8.0;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(30), "ib_read_bw: {output:?}");
+    }
+}
