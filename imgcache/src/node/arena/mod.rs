@@ -27,6 +27,7 @@ pub use open::{Opened, open};
 use crate::index::entry::ENTRY_WORDS;
 use crate::index::reader::Exported;
 use crate::index::table::TableGeometry;
+use crate::index::words::IndexWords;
 use header::HEADER_BYTES;
 use mapping::Mapping;
 
@@ -198,11 +199,11 @@ impl Arena {
         }
     }
 
-    /// The words of the index, [`ENTRY_WORDS`] for each entry.
-    pub fn index(&self) -> &[AtomicU64] {
+    /// The words of the index.
+    pub fn index(&self) -> IndexWords<'_> {
         let entries = usize::try_from(self.layout.table.entries()).unwrap_or(0);
         let words = &self.mapping.words()[HEADER_BYTES / 8..];
-        &words[..(entries * ENTRY_WORDS).min(words.len())]
+        IndexWords::new(&words[..(entries * ENTRY_WORDS).min(words.len())])
     }
 
     /// The words of the header's page.
@@ -269,7 +270,7 @@ mod tests {
             assert_eq!(arena.populate(&AtomicBool::new(true), |_| ()).unwrap(), 0);
             let taken = arena.populate(&AtomicBool::new(false), |_| ()).unwrap();
             assert_eq!((taken, slot.bytes()), (arena.layout().length, &[9; 512][..]));
-            assert_eq!(arena.index().len(), 131_072 * ENTRY_WORDS);
+            assert_eq!(arena.index().entries(), 131_072);
         }
     }
 }

@@ -11,25 +11,17 @@ use std::time::Instant;
 use super::super::DeleteRequest;
 use super::*;
 use crate::index::IndexKey;
-use crate::index::entry::ENTRY_WORDS;
 use crate::index::reader::{Bucket, BucketSource, Lookup};
-use crate::index::table::BUCKET_ENTRIES;
+use crate::index::words::IndexWords;
 
 /// Reads the words one by one, as they are just then.
-struct Live<'a>(&'a [AtomicU64]);
+struct Live<'a>(IndexWords<'a>);
 
 impl BucketSource for Live<'_> {
     type Error = Infallible;
 
     fn read(&mut self, buckets: [u64; 2], out: &mut [Bucket; 2]) -> Result<(), Infallible> {
-        for (number, bucket) in buckets.into_iter().zip(out) {
-            let start = usize::try_from(number).unwrap() * BUCKET_ENTRIES * ENTRY_WORDS;
-            let words = &self.0[start..start + BUCKET_ENTRIES * ENTRY_WORDS];
-            for (to, from) in bucket.iter_mut().flatten().zip(words) {
-                *to = from.load(Ordering::Relaxed);
-            }
-        }
-        Ok(())
+        BucketSource::read(&mut self.0, buckets, out)
     }
 
     /// A tenth of it: a sleep takes far longer than asked for, and a million are needed.
