@@ -249,6 +249,8 @@ impl Cli {
             file: memory.arena.clone(),
             max_item_bytes: memory.max_item_size,
             quarantine: Duration::from_millis(memory.quarantine_ms),
+            // Clients reach it through the server only.
+            exported: false,
             max_leased_permille: leases.max_leased_permille,
             max_pinned_permille: leases.max_pinned_permille,
             max_reserved_permille: memory.max_reserved_permille,

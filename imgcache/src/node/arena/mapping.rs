@@ -9,18 +9,23 @@
 //!    `claims`; a slot sets the bits of all its granules, each from 0 to 1, before it exists, and
 //!    clears them after it can no longer be used. So no two slots have a byte in common, and Rust's
 //!    borrow of the slot is the borrow of its bytes.
-//! 4. No other process writes: anonymous memory has no name, and a file was locked ([`super::open`])
-//!    and stays so for as long as there is the mapping, which owns it.
+//! 4. No other process writes: anonymous memory is sealed against it before its descriptor is handed
+//!    to anybody ([`Mapping::seal`]), and a file was locked ([`super::open`]) and stays so for as long
+//!    as there is the mapping, which owns it.
 //!    Remote readers read by DMA, which is no access in the sense of the language; they verify.
+//! 5. Remote writers write by DMA into memory of which there is no reference: a slot is exposed to
+//!    them without one (`cache::Exposed`), and there is none until it is proved that they cannot write
+//!    any more.
 #![expect(unsafe_code, reason = "memory that is shared with devices and outlives the process")]
 
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 /// What slots are multiples of, in bytes.
@@ -33,7 +38,7 @@ pub struct Mapping {
     control: usize,
     claims: Box<[AtomicU64]>,
     /// Closed, and with that unlocked, after it is unmapped.
-    _file: OwnedFd,
+    file: OwnedFd,
 }
 
 // SAFETY: the mapping belongs to no thread; who may access which part is invariants 2 and 3.
@@ -64,10 +69,31 @@ impl Mapping {
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         let words = (length - control).div_ceil(GRANULE * 64);
         let claims = (0..words).map(|_| AtomicU64::new(0)).collect();
-        let mapping = Self { start, length, control, claims, _file: file };
+        let mapping = Self { start, length, control, claims, file };
         // An arena in a core dump would be of no use; kernels without the advice dump it.
         let _ = mapping.advise(0, length, Advice::LinuxDontDump);
         Ok(mapping)
+    }
+
+    /// Seals an anonymous file: from now on it keeps its length, and nobody can write to it but through
+    /// mappings that there are, which is this one. Seals are for good.
+    ///
+    /// # Errors
+    /// The kernel (before 5.1), or the file, knows no seals.
+    pub fn seal(&self) -> io::Result<()> {
+        let write = SealFlags::FUTURE_WRITE;
+        let seals = write | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        Ok(fcntl_add_seals(&self.file, seals)?)
+    }
+
+    /// What is mapped.
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// Where it begins in the memory of this process.
+    pub fn address(&self) -> usize {
+        self.start.as_ptr().addr()
     }
 
     /// Asks for huge pages, or for none.

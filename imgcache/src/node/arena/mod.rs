@@ -16,6 +16,7 @@ mod mapping;
 mod open;
 
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +24,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 pub use backing::{Backing, BackingChoice, InvalidBacking};
 pub use mapping::{GRANULE, Slot};
 pub use open::{Opened, open};
+
+use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
 
 use crate::index::entry::ENTRY_WORDS;
 use crate::index::reader::Exported;
@@ -217,6 +220,26 @@ impl Arena {
         self.mapping.claim(offset, capacity, length)
     }
 
+    /// Where the memory is, for a device that is to reach it.
+    pub fn region(self: &Arc<Self>) -> Region {
+        Region { arena: Arc::clone(self) }
+    }
+
+    /// A descriptor of the memory for another process of this host, which can read and map it, and
+    /// neither write nor resize it.
+    ///
+    /// # Errors
+    /// There is none that could not be written to.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        let file = self.mapping.file();
+        if !self.file && !fcntl_get_seals(file)?.contains(SealFlags::FUTURE_WRITE) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the memory is not sealed"));
+        }
+        // Another description of the file, as its mode is not this one's.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+    }
+
     /// Bytes taken beside the memory, to know which parts of it have an owner.
     pub fn overhead(&self) -> u64 {
         ((self.layout.length - self.layout.content) / GRANULE / 8) as u64
@@ -239,6 +262,25 @@ impl Arena {
             }
         }
         Ok(done)
+    }
+}
+
+/// The memory as it is in this process, for as long as this lives. It is not for reading and writing:
+/// a device that is told of it does that.
+#[derive(Debug, Clone)]
+pub struct Region {
+    arena: Arc<Arena>,
+}
+
+impl Region {
+    /// Its address.
+    pub fn address(&self) -> usize {
+        self.arena.mapping.address()
+    }
+
+    /// Its bytes: header, index and content.
+    pub fn length(&self) -> usize {
+        self.arena.layout.length
     }
 }
 
@@ -271,6 +313,33 @@ mod tests {
             let taken = arena.populate(&AtomicBool::new(false), |_| ()).unwrap();
             assert_eq!((taken, slot.bytes()), (arena.layout().length, &[9; 512][..]));
             assert_eq!(arena.index().entries(), 131_072);
+        }
+    }
+
+    #[test]
+    fn others_read_what_is_shared_and_cannot_change_it() {
+        use rustix::io::{pread, pwrite};
+        let folder = tempfile::tempdir().unwrap();
+        for file in [None, Some(folder.path().join("arena"))] {
+            let opened = open(layout(1).unwrap(), BackingChoice::Small, file.as_deref()).unwrap();
+            let arena = &opened.arena;
+            let mut slot = arena.claim(arena.layout().content, 512, 512).unwrap();
+            slot.bytes_mut().fill(7);
+            let shared = arena.share().unwrap();
+            let (offset, mut bytes) = (arena.layout().content as u64, [0; 512]);
+            assert_eq!((pread(&shared, &mut bytes, offset), bytes), (Ok(512), [7; 512]));
+            assert!(pwrite(&shared, &[1], offset).is_err());
+            assert!(rustix::fs::ftruncate(&shared, 0).is_err());
+            if file.is_none() {
+                // Not even by who has the node's own descriptor.
+                assert!(pwrite(arena.mapping.file(), &[1], offset).is_err());
+                assert!(rustix::fs::ftruncate(arena.mapping.file(), 0).is_err());
+            }
+            // The node itself goes on.
+            slot.bytes_mut().fill(8);
+            assert_eq!((pread(&shared, &mut bytes, offset), bytes), (Ok(512), [8; 512]));
+            let region = arena.region();
+            assert_eq!((region.address() % 4096, region.length()), (0, arena.layout().length));
         }
     }
 }

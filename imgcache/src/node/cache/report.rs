@@ -1,5 +1,6 @@
 //! Snapshots for statistics and metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::counters::{ClassStats, Counters, Placement};
@@ -7,6 +8,7 @@ use super::state::State;
 use super::time::Now;
 use super::{Cache, OpenReport};
 use crate::index::reader::Exported;
+use crate::node::arena::Arena;
 use crate::node::slab::Class;
 
 impl State {
@@ -47,6 +49,7 @@ impl Cache {
             used: state.slabs.used_bytes(),
             quarantined: state.quarantine.bytes(),
             reserved: state.returns.reserved(),
+            parked: state.returns.parked(),
             leased: state.holds.leased(),
             pinned: state.holds.pinned(),
             leases: state.holds.lease_count() as u64,
@@ -90,6 +93,11 @@ impl Cache {
     /// What opening gave.
     pub fn open_report(&self) -> &OpenReport {
         &self.report
+    }
+
+    /// The memory, to be registered with a device or handed to another process.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
     }
 
     /// What remote readers need to know.

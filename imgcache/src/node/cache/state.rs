@@ -238,6 +238,9 @@ impl State {
         let Some(entry) = self.entry(id) else { return };
         let visible = !record.has(STALE | PLACEHOLDER);
         if visible {
+            if let Some(content) = &record.content {
+                content.set_published();
+            }
             self.write(id, &entry);
         } else if record.has(PUBLISHED) {
             self.bury(id);

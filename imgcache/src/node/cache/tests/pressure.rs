@@ -381,6 +381,26 @@ fn the_quarantine_goes_by_the_clock_and_not_by_the_time_of_an_operation() {
 }
 
 #[test]
+fn exported_memory_has_a_quarantine_and_what_was_not_published_does_not_wait() {
+    let config = CacheConfig { exported: true, index_entries: Some(8), ..config(4) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    fill(&cache, 8, 10, at(0));
+    let items: Vec<Item> = (0..8).map(|n| cache.get(&key(large(n)), at(1)).unwrap()).collect();
+    let refused = cache.store_bytes(&key("k"), StoreMode::Set, b"x", &Attributes::default(), at(2));
+    assert_eq!(refused, Err(StoreError::TableFull { entries: 16 }));
+    cache.maintenance(at(2));
+    assert_eq!(cache.counters().quarantined, 0, "its place was never told");
+    drop(items);
+    cache.delete(&key(large(0)), &DeleteRequest::default(), at(2)).unwrap();
+    cache.maintenance(at(2));
+    put_clock(&clock, at(1));
+    assert_eq!(cache.maintenance(at(3)).released, 0);
+    put_clock(&clock, at(2));
+    assert_eq!(cache.maintenance(at(4)).released, 256);
+}
+
+#[test]
 fn a_full_index_evicts_the_least_valuable_and_never_what_is_in_use() {
     let config = CacheConfig { index_entries: Some(8), ..config(4) };
     let cache = Cache::open(&config).unwrap().0;
