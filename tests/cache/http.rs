@@ -58,6 +58,18 @@ fn health_is_told() {
 }
 
 #[test]
+fn silent_connections_end_and_are_bounded() {
+    let node = Node::start_with(&["--http", "127.0.0.1:0"]);
+    let mut silent: Vec<_> = (0..64).map(|_| Client::connect(node.http())).collect();
+    silent[0].send("GET /healthz HTTP/1.1\r\nHost: ");
+    // This one waits for a place, which it gets when the others have not asked for anything in time.
+    assert_eq!(get(&node, "/healthz"), (200, "ok\n".to_owned()));
+    for client in silent {
+        client.rest();
+    }
+}
+
+#[test]
 fn a_draining_node_is_healthy_and_not_ready() {
     let node = Node::start_with(&["--http", "127.0.0.1:0"]);
     let mut client = node.connect();

@@ -3,12 +3,14 @@
 //! - [`announce`]: what a node tells of it;
 //! - [`entry`]: one entry, 64 bytes, which carries all that is needed to verify it;
 //! - [`table`]: how many buckets there are, and in which two a key may be;
+//! - [`words`]: where entries are written, and read from beside the node;
 //! - [`reader`]: what a reader accepts, and when it gives up and asks the node.
 
 pub mod announce;
 pub mod entry;
 pub mod reader;
 pub mod table;
+pub mod words;
 
 use std::fmt;
 

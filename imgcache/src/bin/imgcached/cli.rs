@@ -12,9 +12,6 @@ use imgcache::transport::verbs;
 
 use crate::exit;
 
-/// How long removed content rests where it can be read from afar: far longer than a READ takes.
-const QUARANTINE: Duration = Duration::from_secs(2);
-
 /// A storage node of the image cache: keeps chunks of images in memory, speaks memcached's text
 /// protocol.
 ///
@@ -73,9 +70,9 @@ struct MemoryOptions {
     max_reserved_permille: u16,
 
     /// How long memory rests after its item was removed, for those who read it from afar without a
-    /// lease. By default 2000 where that is possible (--unix, --rdma), else 0.
-    #[arg(long, value_name = "MILLISECONDS")]
-    quarantine_ms: Option<u64>,
+    /// lease; 0: for 2000 where that is possible (--unix, --rdma), else not at all.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 0)]
+    quarantine_ms: u64,
 
     /// Take memory page by page as it is used, not all at the start.
     #[arg(long)]
@@ -280,11 +277,8 @@ impl Cli {
             },
             file: memory.arena.clone(),
             max_item_bytes: memory.max_item_size,
-            quarantine: match memory.quarantine_ms {
-                Some(time) => Duration::from_millis(time),
-                None if self.network.exports() => QUARANTINE,
-                None => Duration::ZERO,
-            },
+            quarantine: Duration::from_millis(memory.quarantine_ms),
+            exported: self.network.exports(),
             max_leased_permille: leases.max_leased_permille,
             max_pinned_permille: leases.max_pinned_permille,
             max_reserved_permille: memory.max_reserved_permille,

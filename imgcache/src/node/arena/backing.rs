@@ -117,18 +117,22 @@ pub(super) fn anonymous(
 }
 
 fn attempt(backing: Backing, length: usize, control: usize) -> io::Result<Mapping> {
-    let huge = match backing {
+    let flags = match backing {
         Backing::Hugetlb => MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB,
         Backing::Thp | Backing::Small => MemfdFlags::empty(),
     };
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | huge;
+    let always = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     if backing == Backing::Thp {
         shared_huge_pages()?;
     }
-    let file: OwnedFd = memfd_create("imgcached", flags)?;
+    let file: OwnedFd = memfd_create("imgcached", flags | always)?;
     ftruncate(&file, length as u64)?;
     // A pool too small shows here: the pages of a shared mapping are reserved when it is made.
     let mapping = Mapping::new(file, length, control)?;
+    // Where it is refused, memory is not shared with other processes, which is checked there.
+    if let Err(error) = mapping.seal() {
+        tracing::debug!("memory cannot be sealed: {error}");
+    }
     match backing {
         Backing::Hugetlb => (),
         Backing::Thp => mapping.want_huge_pages(true)?,

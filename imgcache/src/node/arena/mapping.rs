@@ -9,10 +9,13 @@
 //!    `claims`; a slot sets the bits of all its granules, each from 0 to 1, before it exists, and
 //!    clears them after it can no longer be used. So no two slots have a byte in common, and Rust's
 //!    borrow of the slot is the borrow of its bytes.
-//! 4. No other process writes: anonymous memory has no name, and a file was locked ([`super::open`])
-//!    and stays so for as long as there is the mapping, which owns it.
-//!    Remote readers read by DMA, which is no access in the sense of the language; they verify. Remote
-//!    writers write to a slot that [`crate::transport::verbs`] owns meanwhile.
+//! 4. No other process writes: anonymous memory is sealed against it before its descriptor is handed
+//!    to anybody ([`Mapping::seal`]), and a file was locked ([`super::open`]) and stays so for as long
+//!    as there is the mapping, which owns it.
+//!    Remote readers read by DMA, which is no access in the sense of the language; they verify.
+//! 5. Remote writers write by DMA into memory of which there is no reference: a slot is exposed to
+//!    them without one (`cache::Exposed`), and there is none until it is proved that they cannot write
+//!    any more.
 #![expect(unsafe_code, reason = "memory that is shared with devices and outlives the process")]
 
 use std::fmt;
@@ -22,6 +25,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 use crate::transport::verbs::{Memory, Part, Span};
@@ -71,6 +75,17 @@ impl Mapping {
         // An arena in a core dump would be of no use; kernels without the advice dump it.
         let _ = mapping.advise(0, length, Advice::LinuxDontDump);
         Ok(mapping)
+    }
+
+    /// Seals an anonymous file: from now on it keeps its length, and nobody can write to it but through
+    /// mappings that there are, which is this one. Seals are for good.
+    ///
+    /// # Errors
+    /// The kernel (before 5.1), or the file, knows no seals.
+    pub fn seal(&self) -> io::Result<()> {
+        let write = SealFlags::FUTURE_WRITE;
+        let seals = write | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        Ok(fcntl_add_seals(&self.file, seals)?)
     }
 
     /// What is mapped.

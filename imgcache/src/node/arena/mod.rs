@@ -16,20 +16,21 @@ mod mapping;
 mod open;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-
-use rustix::fs::{SealFlags, fcntl_add_seals, fcntl_get_seals};
 
 pub use backing::{Backing, BackingChoice, InvalidBacking};
 pub use mapping::{GRANULE, Slot};
 pub use open::{Opened, open};
 
+use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};
+
 use crate::index::entry::ENTRY_WORDS;
 use crate::index::reader::Exported;
 use crate::index::table::TableGeometry;
+use crate::index::words::IndexWords;
 use crate::transport::verbs::Memory;
 use header::HEADER_BYTES;
 use mapping::Mapping;
@@ -202,30 +203,16 @@ impl Arena {
         }
     }
 
-    /// The words of the index, [`ENTRY_WORDS`] for each entry.
-    pub fn index(&self) -> &[AtomicU64] {
+    /// The words of the index.
+    pub fn index(&self) -> IndexWords<'_> {
         let entries = usize::try_from(self.layout.table.entries()).unwrap_or(0);
         let words = &self.mapping.words()[HEADER_BYTES / 8..];
-        &words[..(entries * ENTRY_WORDS).min(words.len())]
+        IndexWords::new(&words[..(entries * ENTRY_WORDS).min(words.len())])
     }
 
     /// The words of the header's page.
     fn page(&self) -> &[AtomicU64] {
         &self.mapping.words()[..HEADER_BYTES / 8]
-    }
-
-    /// Its file, for other processes of this host, which can read it and nothing else: it is sealed
-    /// against being written to (but by the mapping that there is), shrunk and grown.
-    ///
-    /// # Errors
-    /// It is no anonymous memory, or the kernel does not seal it.
-    pub fn sealed(&self) -> io::Result<BorrowedFd<'_>> {
-        let seals = SealFlags::FUTURE_WRITE | SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        let file = self.mapping.file();
-        if !fcntl_get_seals(file)?.contains(seals) {
-            fcntl_add_seals(file, seals)?;
-        }
-        Ok(file)
     }
 
     /// All of it, to be registered with RDMA devices.
@@ -237,6 +224,21 @@ impl Arena {
     /// not all free.
     pub fn claim(&self, offset: usize, capacity: usize, length: usize) -> Option<Slot> {
         self.mapping.claim(offset, capacity, length)
+    }
+
+    /// A descriptor of the memory for another process of this host, which can read and map it, and
+    /// neither write nor resize it.
+    ///
+    /// # Errors
+    /// There is none that could not be written to.
+    pub fn share(&self) -> io::Result<OwnedFd> {
+        let file = self.mapping.file();
+        if !self.file && !fcntl_get_seals(file)?.contains(SealFlags::FUTURE_WRITE) {
+            return Err(io::Error::new(io::ErrorKind::Unsupported, "the memory is not sealed"));
+        }
+        // Another description of the file, as its mode is not this one's.
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
     }
 
     /// Bytes taken beside the memory, to know which parts of it have an owner.
@@ -292,7 +294,34 @@ mod tests {
             assert_eq!(arena.populate(&AtomicBool::new(true), |_| ()).unwrap(), 0);
             let taken = arena.populate(&AtomicBool::new(false), |_| ()).unwrap();
             assert_eq!((taken, slot.bytes()), (arena.layout().length, &[9; 512][..]));
-            assert_eq!(arena.index().len(), 131_072 * ENTRY_WORDS);
+            assert_eq!(arena.index().entries(), 131_072);
+        }
+    }
+
+    #[test]
+    fn others_read_what_is_shared_and_cannot_change_it() {
+        use rustix::io::{pread, pwrite};
+        let folder = tempfile::tempdir().unwrap();
+        for file in [None, Some(folder.path().join("arena"))] {
+            let opened = open(layout(1).unwrap(), BackingChoice::Small, file.as_deref()).unwrap();
+            let arena = &opened.arena;
+            let mut slot = arena.claim(arena.layout().content, 512, 512).unwrap();
+            slot.bytes_mut().fill(7);
+            let shared = arena.share().unwrap();
+            let (offset, mut bytes) = (arena.layout().content as u64, [0; 512]);
+            assert_eq!((pread(&shared, &mut bytes, offset), bytes), (Ok(512), [7; 512]));
+            assert!(pwrite(&shared, &[1], offset).is_err());
+            assert!(rustix::fs::ftruncate(&shared, 0).is_err());
+            if file.is_none() {
+                // Not even by who has the node's own descriptor.
+                assert!(pwrite(arena.mapping.file(), &[1], offset).is_err());
+                assert!(rustix::fs::ftruncate(arena.mapping.file(), 0).is_err());
+            }
+            // The node itself goes on.
+            slot.bytes_mut().fill(8);
+            assert_eq!((pread(&shared, &mut bytes, offset), bytes), (Ok(512), [8; 512]));
+            let span = arena.memory().span();
+            assert_eq!((span.address % 4096, span.length), (0, arena.layout().length));
         }
     }
 }

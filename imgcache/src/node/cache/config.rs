@@ -9,6 +9,10 @@ pub use crate::node::arena::{Backing, BackingChoice};
 /// The largest content of an item, in bytes.
 pub const MAX_ITEM_BYTES: usize = 1 << 20;
 
+/// The quarantine of memory that is exported, where nobody says how long: twice the longest time that
+/// one read from afar takes.
+pub const EXPORTED_QUARANTINE: Duration = Duration::from_secs(2);
+
 /// What a cache is to be like.
 #[derive(Debug, Clone)]
 pub struct CacheConfig {
@@ -25,6 +29,9 @@ pub struct CacheConfig {
     /// How long memory is left alone after its item was removed, for remote readers without a
     /// lease.
     pub quarantine: Duration,
+    /// Whether remote readers can reach the memory by themselves: then there is always a quarantine,
+    /// of [`EXPORTED_QUARANTINE`] where none is said.
+    pub exported: bool,
     /// How much of the memory leases may hold, in thousandths.
     pub max_leased_permille: u16,
     /// How much of the memory pins may hold, in thousandths.
@@ -49,12 +56,23 @@ impl Default for CacheConfig {
             file: None,
             max_item_bytes: MAX_ITEM_BYTES,
             quarantine: Duration::ZERO,
+            exported: false,
             max_leased_permille: 500,
             max_pinned_permille: 500,
             max_reserved_permille: 1000,
             max_leases: 4096,
             max_pins: 4096,
             populate: true,
+        }
+    }
+}
+
+impl CacheConfig {
+    /// How long memory is left alone.
+    pub(super) fn effective_quarantine(&self) -> Duration {
+        match self.quarantine {
+            Duration::ZERO if self.exported => EXPORTED_QUARANTINE,
+            quarantine => quarantine,
         }
     }
 }

@@ -107,6 +107,8 @@ pub struct Counters {
     pub quarantined: u64,
     /// Bytes of slots that are being filled.
     pub reserved: u64,
+    /// Slots that nobody uses and into which somebody may still be writing from afar.
+    pub parked: u64,
     /// Bytes of content that at least one lease holds.
     pub leased: u64,
     /// Bytes of content that at least one pin holds.

@@ -1,9 +1,11 @@
 //! Memory on its way through the cache: reserved, filled, published, read, given back.
 
+use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
+use super::expose::ExposureId;
 use super::time::{Expires, Now};
 use super::write::Filled;
 use crate::node::arena::Slot;
@@ -16,6 +18,7 @@ use crate::parallel::lock;
 #[derive(Debug, Default)]
 pub(super) struct Returns {
     places: Mutex<Vec<Returned>>,
+    parked: Mutex<HashMap<ExposureId, Place>>,
     /// Bytes of the slots of all reservations.
     reserved: AtomicU64,
 }
@@ -24,8 +27,19 @@ pub(super) struct Returns {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Returned {
     pub place: Place,
-    /// Whether remote readers may know it.
-    pub published: bool,
+    pub seen: Seen,
+}
+
+/// Who of those who reach memory by themselves may know of a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Seen {
+    /// It can be used again at once.
+    Nobody,
+    /// After the quarantine.
+    Readers,
+    /// Not before it is proved that they are gone; never because of any time.
+    Writers,
 }
 
 impl Returns {
@@ -33,6 +47,29 @@ impl Returns {
     pub fn take(&self, into: &mut Vec<Returned>) {
         into.clear();
         std::mem::swap(&mut *lock(&self.places), into);
+    }
+
+    /// Leaves what `block` was alone until [`Returns::unpark`], and drops it.
+    pub fn park(&self, id: ExposureId, block: Block) {
+        let mut parked = lock(&self.parked);
+        let place = block.give_back.place;
+        // Whoever frees it must find its bytes free.
+        drop(block);
+        parked.insert(id, place);
+    }
+
+    /// Gives back what was parked. Returns whether there was anything.
+    pub fn unpark(&self, id: ExposureId) -> bool {
+        let place = lock(&self.parked).remove(&id);
+        if let Some(place) = place {
+            lock(&self.places).push(Returned { place, seen: Seen::Nobody });
+        }
+        place.is_some()
+    }
+
+    /// How many places are parked.
+    pub fn parked(&self) -> u64 {
+        lock(&self.parked).len() as u64
     }
 
     /// Bytes of slots that are reserved: they hold nothing yet, and nobody can take them.
@@ -44,17 +81,18 @@ impl Returns {
 /// Hands a place back when it is dropped.
 #[derive(Debug)]
 pub(super) struct GiveBack {
-    pub returned: Returned,
-    returns: Arc<Returns>,
+    pub place: Place,
+    pub returns: Arc<Returns>,
     /// Bytes of the slot while it is a reservation's, else 0.
     reserved: u32,
+    seen: AtomicU8,
 }
 
 impl GiveBack {
     /// For an item's place.
     pub fn new(place: Place, returns: &Arc<Returns>) -> Self {
-        let returned = Returned { place, published: false };
-        Self { returned, returns: Arc::clone(returns), reserved: 0 }
+        let seen = AtomicU8::new(Seen::Nobody as u8);
+        Self { place, returns: Arc::clone(returns), reserved: 0, seen }
     }
 
     /// For a place with a slot of so many bytes that is being filled.
@@ -64,6 +102,17 @@ impl GiveBack {
         let mut give_back = Self::new(place, returns);
         give_back.reserved = reserved;
         give_back
+    }
+
+    /// From now on `seen` may know of the place.
+    pub fn set_seen(&self, seen: Seen) {
+        self.seen.store(seen as u8, Ordering::Relaxed);
+    }
+
+    fn seen(&self) -> Seen {
+        let seen = self.seen.load(Ordering::Relaxed);
+        let all = [Seen::Nobody, Seen::Readers, Seen::Writers];
+        all.into_iter().find(|known| *known as u8 == seen).unwrap_or(Seen::Writers)
     }
 
     /// It is not being filled any more.
@@ -76,7 +125,11 @@ impl GiveBack {
 impl Drop for GiveBack {
     fn drop(&mut self) {
         self.end_reservation();
-        lock(&self.returns.places).push(self.returned);
+        match self.seen() {
+            // It is parked, by [`Exposed`](super::Exposed).
+            Seen::Writers => (),
+            seen => lock(&self.returns.places).push(Returned { place: self.place, seen }),
+        }
     }
 }
 
@@ -127,9 +180,14 @@ impl Content {
         self.block.slot.bytes()
     }
 
+    /// From now on remote readers may know where it is.
+    pub fn set_published(&self) {
+        self.block.give_back.set_seen(Seen::Readers);
+    }
+
     /// Where they are.
     pub fn place(&self) -> Place {
-        self.block.give_back.returned.place
+        self.block.give_back.place
     }
 }
 
@@ -137,7 +195,6 @@ impl From<Filled> for Content {
     fn from(filled: Filled) -> Self {
         let Filled { reservation: Reservation { mut block }, hash } = filled;
         block.give_back.end_reservation();
-        block.give_back.returned.published = true;
         Self { block, hash, leases: AtomicU32::new(0), pins: AtomicU32::new(0) }
     }
 }

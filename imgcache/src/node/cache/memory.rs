@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Cache;
 use super::error::ReserveError;
 use super::evict::{LOOKS, RESERVE_PERCENT, Room, SLAB_LOOKS};
-use super::item::{Block, GiveBack, Reservation, Returned};
+use super::item::{Block, GiveBack, Reservation, Returned, Seen};
 use super::state::State;
 use super::time::Now;
 use crate::node::arena::SLAB_BYTES;
@@ -168,7 +168,7 @@ impl State {
         let mut returned = std::mem::take(&mut self.scratch);
         self.returns.take(&mut returned);
         let is_on = self.quarantine.is_on();
-        let waits = |returned: &&Returned| is_on && returned.published;
+        let waits = |returned: &&Returned| is_on && returned.seen != Seen::Nobody;
         let waiting = returned.iter().filter(waits);
         let slabs = &self.slabs;
         self.quarantine.enter(waiting.filter_map(|Returned { place, .. }| {

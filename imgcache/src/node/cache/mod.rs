@@ -10,6 +10,7 @@ mod config;
 mod counters;
 mod error;
 mod evict;
+mod expose;
 mod hold;
 mod item;
 mod key;
@@ -34,10 +35,12 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 pub use config::{
-    Backing, BackingChoice, CacheConfig, MAX_ITEM_BYTES, OpenReport, OpenStep, Progress, Watch,
+    Backing, BackingChoice, CacheConfig, EXPORTED_QUARANTINE, MAX_ITEM_BYTES, OpenReport, OpenStep,
+    Progress, Watch,
 };
 pub use counters::{ClassStats, Counters, Counts, Granted, Held, Maintained, Placement};
 pub use error::{CacheError, ReserveError, StoreError};
+pub use expose::{Exposed, ExposureId, WritesEnded};
 use item::Content;
 pub use item::{Item, Reservation, Win};
 pub use key::{CHUNK_FLAGS, Key, Kind, MANIFEST_FLAGS, NAME_FLAGS, PerKind};

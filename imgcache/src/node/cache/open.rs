@@ -143,7 +143,7 @@ fn state(config: &CacheConfig, arena: &Arc<Arena>) -> State {
         flush_at: None,
         flushing: false,
         cursor: 0,
-        quarantine: Quarantine::new(config.quarantine),
+        quarantine: Quarantine::new(config.effective_quarantine()),
         scratch: Vec::new(),
     }
 }

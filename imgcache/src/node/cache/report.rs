@@ -1,7 +1,5 @@
 //! Snapshots for statistics and metrics.
 
-use std::io;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -11,9 +9,9 @@ use super::time::Now;
 use super::{Cache, OpenReport};
 use crate::index::announce::Announcement;
 use crate::index::reader::Exported;
+use crate::node::arena::Arena;
 use crate::node::arena::header::HEADER_BYTES;
 use crate::node::slab::Class;
-use crate::transport::verbs::Memory;
 
 impl State {
     fn class_stats(&mut self, class: Class, now: Now) -> ClassStats {
@@ -53,6 +51,7 @@ impl Cache {
             used: state.slabs.used_bytes(),
             quarantined: state.quarantine.bytes(),
             reserved: state.returns.reserved(),
+            parked: state.returns.parked(),
             leased: state.holds.leased(),
             pinned: state.holds.pinned(),
             leases: state.holds.lease_count() as u64,
@@ -98,6 +97,11 @@ impl Cache {
         &self.report
     }
 
+    /// The memory, to be registered with a device or handed to another process.
+    pub fn arena(&self) -> &Arc<Arena> {
+        &self.arena
+    }
+
     /// What remote readers need to know.
     pub fn exported(&self) -> Exported {
         self.arena.exported()
@@ -108,18 +112,5 @@ impl Cache {
         let index = HEADER_BYTES as u64;
         let quarantine = self.lock().quarantine.time();
         Announcement { exported: self.arena.exported(), index, quarantine }
-    }
-
-    /// The memory as a file that cannot be written to or shrunk by whoever gets it.
-    ///
-    /// # Errors
-    /// It is none that could be handed over, or cannot be sealed.
-    pub fn shared_memory(&self) -> io::Result<BorrowedFd<'_>> {
-        self.arena.sealed()
-    }
-
-    /// The memory, for RDMA.
-    pub fn memory(&self) -> Arc<dyn Memory> {
-        self.arena.memory()
     }
 }

@@ -2,7 +2,6 @@
 //! boot id of this start.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -13,7 +12,7 @@ use super::state::State;
 use super::table;
 use super::time::{Expires, Now};
 use super::write::Filled;
-use crate::index::entry::{EMPTY, ENTRY_WORDS, Entry, EntryWords, State as EntryState};
+use crate::index::entry::{EMPTY, Entry, EntryWords, State as EntryState};
 use crate::node::arena::{Arena, Slot};
 use crate::node::slab::{Class, Place, Slabs};
 use crate::parallel::{each, lock};
@@ -87,7 +86,7 @@ pub(super) fn restore(
             for (_, id) in ids {
                 match verify(&arena, *id, boots) {
                     Some(found) => lock(&whole).push((part, *id, found)),
-                    None => write_empty(&arena, *id),
+                    None => arena.index().clear((*id).into()),
                 }
             }
             Ok(())
@@ -99,7 +98,7 @@ pub(super) fn restore(
             if state.adopt(id, found, now) {
                 restored.whole += 1;
             } else {
-                write_empty(&arena, id);
+                arena.index().clear(id.into());
             }
         }
     }
@@ -134,7 +133,7 @@ fn candidates(
         if id.is_multiple_of(SCANNED) {
             tell(watch, Progress { step: OpenStep::Scan, done: id.into(), all: entries.into() })?;
         }
-        let Some(words) = read(arena, id) else { break };
+        let Some(words) = arena.index().read(id.into()) else { break };
         if words == EMPTY {
             continue;
         }
@@ -152,7 +151,7 @@ fn candidates(
             }
             None => restored.damaged += 1,
         }
-        write_empty(arena, id);
+        arena.index().clear(id.into());
     }
     Ok(live)
 }
@@ -161,26 +160,9 @@ fn decode(words: &EntryWords, id: u32, boots: &[u64]) -> Option<Entry> {
     boots.iter().find_map(|boot| Entry::verify(words, *boot, id.into()).ok().flatten())
 }
 
-fn words(arena: &Arena, id: u32) -> Option<&[std::sync::atomic::AtomicU64]> {
-    let start = usize::try_from(id).ok()?.checked_mul(ENTRY_WORDS)?;
-    arena.index().get(start..start.checked_add(ENTRY_WORDS)?)
-}
-
-fn read(arena: &Arena, id: u32) -> Option<EntryWords> {
-    let mut entry = EMPTY;
-    for (to, from) in entry.iter_mut().zip(words(arena, id)?) {
-        *to = from.load(Ordering::Relaxed);
-    }
-    Some(entry)
-}
-
-fn write_empty(arena: &Arena, id: u32) {
-    words(arena, id).into_iter().flatten().for_each(|word| word.store(0, Ordering::Relaxed));
-}
-
 /// The entry and its content, if the content is in a slot of its own and has the entry's hash.
 fn verify(arena: &Arena, id: u32, boots: &[u64]) -> Option<Whole> {
-    let entry = decode(&read(arena, id)?, id, boots)?;
+    let entry = decode(&arena.index().read(id.into())?, id, boots)?;
     if !arena.exported().holds(&entry) {
         return None;
     }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
 
 use super::counters::Counts;
 use super::error::StoreError;
@@ -12,7 +11,7 @@ use super::quarantine::Quarantine;
 use super::table::{FETCHED, PLACEHOLDER, PUBLISHED, Record, STALE, TOKEN, Table, VISITED};
 use super::time::Now;
 use crate::index::IndexKey;
-use crate::index::entry::{ENTRY_WORDS, Entry, EntryWords, State as EntryState};
+use crate::index::entry::{Entry, State as EntryState};
 use crate::index::table::BUCKET_ENTRIES;
 use crate::node::arena::Arena;
 use crate::node::lease::Holds;
@@ -236,22 +235,13 @@ impl State {
     /// Brings the entry of a record up to date.
     pub fn publish(&mut self, id: u32) {
         let record = self.table.record(id);
-        let Some(content) = &record.content else { return };
+        let Some(entry) = self.entry(id) else { return };
         let visible = !record.has(STALE | PLACEHOLDER);
         if visible {
-            let slot = &content.block.slot;
-            let entry = Entry {
-                key: record.key,
-                state: EntryState::Live,
-                region: 0,
-                offset: slot.offset() as u64,
-                length: u32::try_from(slot.bytes().len()).unwrap_or(u32::MAX),
-                expires: record.expires.unix(),
-                generation: record.cas,
-                hash: content.hash,
-                flags: record.flags,
-            };
-            self.write(id, &entry.encode(self.arena.boot_id(), id.into()));
+            if let Some(content) = &record.content {
+                content.set_published();
+            }
+            self.write(id, &entry);
         } else if record.has(PUBLISHED) {
             self.bury(id);
         }
@@ -260,31 +250,31 @@ impl State {
 
     /// Writes a tombstone of the record's key over its entry.
     fn bury(&mut self, id: u32) {
-        let record = self.table.record(id);
-        let entry = Entry {
-            key: record.key,
-            state: EntryState::Tombstone,
-            region: 0,
-            offset: 0,
-            length: 0,
-            expires: 0,
-            generation: record.cas,
-            hash: 0,
-            flags: 0,
-        };
-        self.write(id, &entry.encode(self.arena.boot_id(), id.into()));
+        if let Some(entry) = self.entry(id) {
+            self.write(id, &entry.tombstone());
+        }
     }
 
-    /// Writes the words of an entry, the one with the checksum last.
-    pub fn write(&self, id: u32, words: &EntryWords) {
-        let start = usize::try_from(id).unwrap_or(usize::MAX).saturating_mul(ENTRY_WORDS);
-        let Some(entry) = self.arena.index().get(start..start + ENTRY_WORDS) else { return };
-        // What the entry says is there, is there before it.
-        fence(Ordering::Release);
-        for (word, value) in entry.iter().zip(words).take(ENTRY_WORDS - 1) {
-            word.store(*value, Ordering::Relaxed);
-        }
-        entry[ENTRY_WORDS - 1].store(words[ENTRY_WORDS - 1], Ordering::Release);
+    fn write(&self, id: u32, entry: &Entry) {
+        self.arena.index().write(id.into(), &entry.encode(self.arena.boot_id(), id.into()));
+    }
+
+    /// What the index is to say of a record; none if the record is not in use.
+    fn entry(&self, id: u32) -> Option<Entry> {
+        let record = self.table.record(id);
+        let content = record.content.as_ref()?;
+        let slot = &content.block.slot;
+        Some(Entry {
+            key: record.key,
+            state: EntryState::Live,
+            region: 0,
+            offset: slot.offset() as u64,
+            length: u32::try_from(slot.bytes().len()).unwrap_or(u32::MAX),
+            expires: record.expires.unix(),
+            generation: record.cas,
+            hash: content.hash,
+            flags: record.flags,
+        })
     }
 
     /// The item of a record as it is; none if the record is not in use.

@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -180,12 +181,12 @@ impl Session {
     /// Hands over the memory; everything before has been sent.
     async fn share(&mut self) -> Result<(), End> {
         let announcement = self.shared.cache.announcement();
-        let refusal = match self.shared.cache.shared_memory() {
+        let refusal = match self.shared.cache.arena().share() {
             Ok(memory) if self.stream.is_unix() => {
                 let line = format!("SHARE {announcement}\r\n");
                 return self
                     .stream
-                    .send_with_file(line.as_bytes(), memory)
+                    .send_with_file(line.as_bytes(), memory.as_fd())
                     .await
                     .map_err(End::Error);
             }

@@ -3,20 +3,34 @@
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
 
 use super::error::ServerError;
 use super::{Shared, Stage, listen, metrics};
 
 /// The media type of `OpenMetrics` 1.0.
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// Connections at once.
+const CONNECTIONS: usize = 64;
+/// How long a request may take to come.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long all of a connection may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause when no connection can be accepted, for want of files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves HTTP until it is dropped.
 #[derive(Debug)]
@@ -96,9 +110,32 @@ async fn serve(node: Arc<Node>, listener: TcpListener) {
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(node);
-    if let Err(error) = axum::serve(listener, router).await {
-        tracing::error!("metrics and health are not served any more: {error}");
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        // One more waits in the listener's queue. The semaphore is never closed.
+        let Ok(place) = places.clone().acquire_owned().await else { return };
+        while connections.try_join_next().is_some() {}
+        match listener.accept().await {
+            Ok((stream, _)) => connections.spawn(answer(router.clone(), stream, place)),
+            Err(error) => {
+                tracing::debug!("no HTTP connection can be accepted: {error}");
+                sleep(ACCEPT_PAUSE).await;
+                continue;
+            }
+        };
     }
+}
+
+/// Answers one request.
+async fn answer(router: Router, stream: TcpStream, _place: OwnedSemaphorePermit) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    // Who does not read the answer does without.
+    let _ = timeout(ANSWER_TIMEOUT, connection).await;
 }
 
 async fn metrics(State(node): State<Arc<Node>>) -> Response {

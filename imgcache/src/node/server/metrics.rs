@@ -237,6 +237,8 @@ fn cache_state(writer: &mut Writer<'_>, all: &Counters) -> fmt::Result {
         ("overhead", all.overhead_bytes),
     ];
     writer.gauges("memory", "Bytes of memory, by what holds them", bytes, "of", memory)?;
+    let help = "Slots left alone because somebody may still be writing into them from afar";
+    writer.gauge("parked_slots", help, None, all.parked)?;
     writer.gauge("leases", "Leases now", None, all.leases)?;
     let help = "Leases that ended and on whose memory somebody still has rights";
     writer.gauge("leases_closing", help, None, all.closing_leases)?;

@@ -262,7 +262,7 @@ fn rdma(choice: &RdmaChoice, cache: &Cache) -> Result<Option<Rdma>, ServerError>
         RdmaChoice::Auto(config) => (config, false),
         RdmaChoice::Required(config) => (config, true),
     };
-    match Rdma::start(config, cache.memory(), cache.announcement()) {
+    match Rdma::start(config, cache.arena().memory(), cache.announcement()) {
         Ok(rdma) => Ok(Some(rdma)),
         Err(error) if required => Err(error.into()),
         Err(error) => {

@@ -1,5 +1,6 @@
 //! Tests of the cache as a whole.
 
+mod expose;
 mod meta;
 mod model;
 mod pressure;

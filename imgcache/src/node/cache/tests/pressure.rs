@@ -1,8 +1,11 @@
 //! When there is not enough room.
 
 use super::super::{DeleteRequest, HoldError, ReserveError, StoreError};
+use super::reader::lookup;
 use super::*;
 use crate::index::IndexKey;
+use crate::index::entry::Entry;
+use crate::index::reader::Lookup;
 use crate::node::lease::{Closing, Rights};
 
 const LARGE: usize = 1 << 20;
@@ -262,6 +265,20 @@ fn removed_content_stays_untouched_in_the_quarantine() {
     let cache = Cache::open(&config).unwrap().0;
     let clock = set_clock(&cache, at(0));
     fill(&cache, 8, LARGE, at(0));
+    let entries: Vec<Entry> = (0..8)
+        .map(|n| match lookup(&cache, key(large(n)).index()) {
+            Lookup::Found(entry) => entry,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    // Whether what a reader from afar reads at its place now is still the content.
+    let is_untouched = |n: u64| {
+        let entry = entries[usize::try_from(n).unwrap()];
+        let offset = usize::try_from(entry.offset).unwrap();
+        // Nobody has it any more, so this test can.
+        let slot = cache.arena.claim(offset, LARGE, LARGE).unwrap();
+        slot.bytes() == content(n, LARGE)
+    };
     // Two at a time are removed to be free later; more would not help.
     for _ in 0..5 {
         assert!(cache.reserve(LARGE, at(0)).is_err());
@@ -270,9 +287,16 @@ fn removed_content_stays_untouched_in_the_quarantine() {
     assert_eq!(present(&cache, 8, at(1)).len(), 6);
     put_clock(&clock, at(1));
     assert!(cache.reserve(LARGE, at(1)).is_err());
+    let removed: Vec<u64> = (0..8).filter(|n| !present(&cache, 8, at(1)).contains(n)).collect();
+    assert_eq!(removed.len(), 2);
+    assert!(removed.iter().all(|n| is_untouched(*n)));
     put_clock(&clock, at(2));
     let two: Vec<_> = (0..2).map(|_| cache.reserve(LARGE, at(2)).unwrap()).collect();
     assert_eq!(cache.counters().quarantined, 0);
+    let places: Vec<usize> = two.iter().map(|one| one.block.slot.offset()).collect();
+    assert!(removed.iter().all(|n| {
+        places.contains(&usize::try_from(entries[usize::try_from(*n).unwrap()].offset).unwrap())
+    }));
     // What was never published need not wait.
     drop(two);
     assert!(cache.reserve(LARGE, at(2)).is_ok());
@@ -354,6 +378,26 @@ fn the_quarantine_goes_by_the_clock_and_not_by_the_time_of_an_operation() {
     assert_eq!(cache.maintenance(at(11)).released, 0);
     put_clock(&clock, at(12));
     assert_eq!(cache.maintenance(at(12)).released, 256);
+}
+
+#[test]
+fn exported_memory_has_a_quarantine_and_what_was_not_published_does_not_wait() {
+    let config = CacheConfig { exported: true, index_entries: Some(8), ..config(4) };
+    let cache = Cache::open(&config).unwrap().0;
+    let clock = set_clock(&cache, at(0));
+    fill(&cache, 8, 10, at(0));
+    let items: Vec<Item> = (0..8).map(|n| cache.get(&key(large(n)), at(1)).unwrap()).collect();
+    let refused = cache.store_bytes(&key("k"), StoreMode::Set, b"x", &Attributes::default(), at(2));
+    assert_eq!(refused, Err(StoreError::TableFull { entries: 16 }));
+    cache.maintenance(at(2));
+    assert_eq!(cache.counters().quarantined, 0, "its place was never told");
+    drop(items);
+    cache.delete(&key(large(0)), &DeleteRequest::default(), at(2)).unwrap();
+    cache.maintenance(at(2));
+    put_clock(&clock, at(1));
+    assert_eq!(cache.maintenance(at(3)).released, 0);
+    put_clock(&clock, at(2));
+    assert_eq!(cache.maintenance(at(4)).released, 256);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::convert::Infallible;
 use std::hint;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Instant;
@@ -10,25 +11,17 @@ use std::time::Instant;
 use super::super::DeleteRequest;
 use super::*;
 use crate::index::IndexKey;
-use crate::index::entry::ENTRY_WORDS;
 use crate::index::reader::{Bucket, BucketSource, Lookup};
-use crate::index::table::BUCKET_ENTRIES;
+use crate::index::words::IndexWords;
 
 /// Reads the words one by one, as they are just then.
-struct Live<'a>(&'a [AtomicU64]);
+struct Live<'a>(IndexWords<'a>);
 
 impl BucketSource for Live<'_> {
     type Error = Infallible;
 
     fn read(&mut self, buckets: [u64; 2], out: &mut [Bucket; 2]) -> Result<(), Infallible> {
-        for (number, bucket) in buckets.into_iter().zip(out) {
-            let start = usize::try_from(number).unwrap() * BUCKET_ENTRIES * ENTRY_WORDS;
-            let words = &self.0[start..start + BUCKET_ENTRIES * ENTRY_WORDS];
-            for (to, from) in bucket.iter_mut().flatten().zip(words) {
-                *to = from.load(Ordering::Relaxed);
-            }
-        }
-        Ok(())
+        BucketSource::read(&mut self.0, buckets, out)
     }
 
     /// A tenth of it: a sleep takes far longer than asked for, and a million are needed.
@@ -127,6 +120,62 @@ fn no_wrong_entry_is_accepted_and_none_that_only_moves_is_missed() {
     println!("{found} found, {absent} absent, {asked} asked");
     assert!(found > LOOKUPS / 2);
     assert_eq!(cache.counters().counts.table_evictions, 0, "the test needs all keys to fit");
+}
+
+/// A reader from afar finds an entry and then reads the content where it says, while the node writes
+/// over what was removed as soon as it may, by the real clock.
+#[test]
+fn what_was_found_can_be_read_for_as_long_as_the_quarantine() {
+    const QUARANTINE: Duration = Duration::from_millis(200);
+    const READS: usize = 2000;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("arena");
+    let file = Some(path.clone());
+    let config = CacheConfig { quarantine: QUARANTINE, file, ..config(4) };
+    let cache = Cache::open(&config).unwrap().0;
+    // As a device reads: not through this process's mapping.
+    let afar = std::fs::File::open(path).unwrap();
+    let (stop, stored) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (mut read, mut torn) = (0, None);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0_u64.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                let attributes = Attributes::default();
+                let bytes = content(round, 100_000);
+                let (key, now) = (key(name(round % 8)), Now::system());
+                if cache.store_bytes(&key, StoreMode::Set, &bytes, &attributes, now).is_ok() {
+                    stored.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        let mut bytes = Vec::new();
+        for round in 0_u64.. {
+            if read == READS && stored.load(Ordering::Relaxed) > 200 {
+                break;
+            }
+            let began = Instant::now();
+            let Lookup::Found(entry) = lookup(&cache, key(name(round % 8)).index()) else {
+                continue;
+            };
+            // Long enough for the node to come by if it did not wait.
+            thread::sleep(Duration::from_micros(300));
+            bytes.resize(usize::try_from(entry.length).unwrap(), 0);
+            afar.read_exact_at(&mut bytes, entry.offset).unwrap();
+            // Who was held up for longer was promised nothing.
+            if began.elapsed() < QUARANTINE {
+                if hash(&bytes) != entry.hash {
+                    torn = Some((read, entry));
+                    break;
+                }
+                read = (read + 1).min(READS);
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(torn, None);
 }
 
 #[test]
