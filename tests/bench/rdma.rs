@@ -22,7 +22,7 @@ use clap::Parser;
 use imgcache::image::name::ImageName;
 use imgcache::store::Store;
 use imgcache::transport::cluster::{Cluster, ClusterOptions, LinkChoice, LinkKind};
-use imgcache::transport::{Accept, ChunkRead, Session, Transport};
+use imgcache::transport::{Accept, ChunkRead, Transport};
 use serde_json::json;
 
 /// Measure reading by RDMA.
@@ -146,7 +146,7 @@ impl Drop for Node {
     }
 }
 
-/// Pushes a kernel and the small ramdisk in chunks of this size.
+/// Pushes a kernel and a ramdisk of 100 MB in chunks of this size.
 fn push(options: &Options, node: &Node, store: &std::path::Path, chunk: u32) -> ImageName {
     let name = format!("bench-{chunk}");
     let status = Command::new(&options.vmm)
@@ -154,7 +154,7 @@ fn push(options: &Options, node: &Node, store: &std::path::Path, chunk: u32) -> 
         .args(["image", "push", &name, "--chunk-size", &format!("{chunk}K"), "--kernel"])
         .arg(options.images.join("vmlinuz"))
         .arg("--initrd")
-        .arg(options.images.join("initrd-small.cpio.gz"))
+        .arg(options.images.join("initrd-100.cpio"))
         .args(["--cache", &node.url()])
         .stdout(Stdio::null())
         .status();
@@ -209,7 +209,7 @@ fn load(node: &Node, image: &ImageName, way: &str) -> f64 {
 fn bar(options: &Options, chunk: u32) -> f64 {
     let bytes = u64::from(chunk) << 10;
     // As many bytes as an image has, about.
-    let count = ((40 << 20) / bytes).max(20).to_string();
+    let count = ((130 << 20) / bytes).max(20).to_string();
     let size = bytes.to_string();
     let arguments =
         ["-d", &options.device, "-s", &size, "-n", &count, "-F", "--report_gbits", "-o", "16"];
