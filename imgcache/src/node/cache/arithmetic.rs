@@ -2,7 +2,7 @@
 
 use super::Cache;
 use super::error::StoreError;
-use super::key::{CHUNK_FLAGS, Key};
+use super::key::{Key, Kind};
 use super::request::{Arithmetic, ArithmeticOutcome, Attributes, Direction};
 use super::state::State;
 use super::time::{Expires, Now};
@@ -82,7 +82,7 @@ impl State {
             self.counts.cas_mismatches += 1;
             return Ok(ArithmeticOutcome::Exists);
         }
-        if key.chunk().is_some() && old.flags == CHUNK_FLAGS {
+        if key.chunk().is_some() && old.flags == Kind::Chunk.flags() {
             // Another number would not be what its key says.
             return Ok(ArithmeticOutcome::NonNumeric);
         }

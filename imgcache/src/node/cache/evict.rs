@@ -170,7 +170,7 @@ impl State {
         let age = unix.saturating_sub(record.stored);
         let idle = unix.saturating_sub(record.accessed);
         let unfetched = u64::from(!record.has(FETCHED));
-        let kind = Kind::of_flags(record.flags);
+        let kind = Kind::from_flags(record.flags);
         let class = self.class(id);
         let counts = &mut self.counts;
         let evictions = if for_entry { &mut counts.table_evictions } else { &mut counts.evictions };

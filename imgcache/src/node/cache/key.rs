@@ -2,20 +2,13 @@
 
 use crate::index::IndexKey;
 use crate::key::ChunkKey;
-use crate::record;
-
-/// Client flags of a chunk of an image.
-pub const CHUNK_FLAGS: u32 = record::Kind::Chunk.flags();
-/// Client flags of a piece of a manifest.
-pub const MANIFEST_FLAGS: u32 = record::Kind::ManifestPiece.flags();
-/// Client flags of an image's name.
-pub const NAME_FLAGS: u32 = record::Kind::Name.flags();
+pub use crate::record::Kind;
 
 /// A memcached key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key {
     index: IndexKey,
-    kind: Kind,
+    kind: Option<Kind>,
     chunk: Option<ChunkKey>,
 }
 
@@ -27,10 +20,10 @@ impl Key {
             std::str::from_utf8(digits).ok()?.parse().ok()
         });
         let kind = match key {
-            [b'm', b'/', ..] => Kind::Manifest,
-            [b'n', b'/', ..] => Kind::Name,
-            _ if chunk.is_some() => Kind::Chunk,
-            _ => Kind::Other,
+            [b'm', b'/', ..] => Some(Kind::ManifestPiece),
+            [b'n', b'/', ..] => Some(Kind::Name),
+            _ if chunk.is_some() => Some(Kind::Chunk),
+            _ => None,
         };
         Self { index: IndexKey::of(key), kind, chunk }
     }
@@ -40,8 +33,8 @@ impl Key {
         self.index
     }
 
-    /// What it is the key of, by its form.
-    pub fn kind(&self) -> Kind {
+    /// What it is the key of, by its form; none for an item that is no image's.
+    pub fn kind(&self) -> Option<Kind> {
         self.kind
     }
 
@@ -51,63 +44,42 @@ impl Key {
     }
 }
 
-/// Kinds of items that are counted apart.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Kind {
-    /// A chunk of images.
-    Chunk,
-    /// A piece of a manifest.
-    Manifest,
-    /// An image's name.
-    Name,
-    /// Anything else.
-    Other,
-}
+/// The kinds that are counted apart, in the order of [`PerKind`]; none for any other item.
+const KINDS: [(Option<Kind>, &str); 4] = [
+    (Some(Kind::Chunk), "chunk"),
+    (Some(Kind::ManifestPiece), "manifest"),
+    (Some(Kind::Name), "name"),
+    (None, "other"),
+];
 
-impl Kind {
-    /// All kinds, in the order of [`PerKind`].
-    pub const ALL: [Self; 4] = [Self::Chunk, Self::Manifest, Self::Name, Self::Other];
-
-    /// The kind that client flags tell.
-    pub fn of_flags(flags: u32) -> Self {
-        match flags {
-            CHUNK_FLAGS => Self::Chunk,
-            MANIFEST_FLAGS => Self::Manifest,
-            NAME_FLAGS => Self::Name,
-            _ => Self::Other,
-        }
-    }
-
-    /// A word for statistics.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Chunk => "chunk",
-            Self::Manifest => "manifest",
-            Self::Name => "name",
-            Self::Other => "other",
-        }
-    }
-}
-
-/// A number for each kind.
+/// A number for each kind of items.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PerKind([u64; 4]);
 
 impl PerKind {
     /// That of `kind`.
-    pub fn get(&self, kind: Kind) -> u64 {
-        self.0[kind as usize]
+    pub fn get(&self, kind: Option<Kind>) -> u64 {
+        self.0[position(kind)]
     }
 
     /// That of `kind`, to be changed.
-    pub fn get_mut(&mut self, kind: Kind) -> &mut u64 {
-        &mut self.0[kind as usize]
+    pub fn get_mut(&mut self, kind: Option<Kind>) -> &mut u64 {
+        &mut self.0[position(kind)]
+    }
+
+    /// All of them, with words for statistics.
+    pub fn named(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        KINDS.into_iter().map(|(kind, name)| (name, self.get(kind)))
     }
 
     /// The sum.
     pub fn total(&self) -> u64 {
         self.0.iter().sum()
     }
+}
+
+fn position(kind: Option<Kind>) -> usize {
+    KINDS.iter().position(|(known, _)| *known == kind).unwrap_or(KINDS.len() - 1)
 }
 
 #[cfg(test)]
@@ -119,17 +91,17 @@ mod tests {
         let digits = "ab".repeat(32);
         let chunk = Key::new(format!("c/{digits}").as_bytes());
         assert_eq!(chunk.chunk().unwrap().to_string(), digits);
-        assert_eq!(chunk.kind(), Kind::Chunk);
-        assert_eq!(Key::new(b"c/12").kind(), Kind::Other);
+        assert_eq!(chunk.kind(), Some(Kind::Chunk));
+        assert_eq!(Key::new(b"c/12").kind(), None);
         assert_eq!(Key::new(format!("c/{digits}0").as_bytes()).chunk(), None);
-        assert_eq!(Key::new(b"m/x/0").kind(), Kind::Manifest);
-        assert_eq!(Key::new(b"n/debian").kind(), Kind::Name);
-        assert_eq!(Key::new(b"").kind(), Kind::Other);
-        assert_eq!(Kind::of_flags(0x766d_6303), Kind::Name);
+        assert_eq!(Key::new(b"m/x/0").kind(), Some(Kind::ManifestPiece));
+        assert_eq!(Key::new(b"n/debian").kind(), Some(Kind::Name));
+        assert_eq!(Key::new(b"").kind(), None);
+        assert_eq!(Kind::from_flags(0x766d_6303), Some(Kind::Name));
         let mut numbers = PerKind::default();
-        for kind in Kind::ALL {
+        for (kind, _) in KINDS {
             *numbers.get_mut(kind) += 2;
         }
-        assert_eq!((numbers.get(Kind::Name), numbers.total()), (2, 8));
+        assert_eq!((numbers.get(Some(Kind::Name)), numbers.total()), (2, 8));
     }
 }

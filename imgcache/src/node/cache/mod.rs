@@ -43,7 +43,7 @@ pub use error::{CacheError, ReserveError, StoreError};
 pub use expose::{Exposed, ExposureId, WritesEnded};
 use item::Content;
 pub use item::{Item, Reservation, Win};
-pub use key::{CHUNK_FLAGS, Key, Kind, MANIFEST_FLAGS, NAME_FLAGS, PerKind};
+pub use key::{Key, Kind, PerKind};
 pub use request::{
     Arithmetic, ArithmeticOutcome, Attributes, DeleteOutcome, DeleteRequest, Direction, GetRequest,
     StoreMode, StoreOutcome,

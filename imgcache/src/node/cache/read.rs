@@ -23,7 +23,7 @@ impl State {
         match found {
             Ok(id) => {
                 let record = self.table.record(id);
-                let kind = Kind::of_flags(record.flags);
+                let kind = Kind::from_flags(record.flags);
                 *counts.hits.get_mut(kind) += 1;
                 *counts.hit_bytes.get_mut(kind) += record.length() as u64;
             }

@@ -101,7 +101,7 @@ impl Cache {
     pub fn forget(&self, key: &Key, now: Now) {
         let mut state = self.lock();
         let Ok(id) = state.find(key.index(), now) else { return };
-        if Kind::of_flags(state.table.record(id).flags) == Kind::Other {
+        if Kind::from_flags(state.table.record(id).flags).is_none() {
             state.remove(id);
         }
     }

@@ -184,7 +184,7 @@ impl State {
 
     /// Lists a record at a free place.
     pub fn insert(&mut self, id: u32, record: Record) {
-        let kind = Kind::of_flags(record.flags);
+        let kind = Kind::from_flags(record.flags);
         let length = record.length() as u64;
         let place = record.content.as_ref().map(|content| content.place());
         self.table.put(id, record);
@@ -197,7 +197,7 @@ impl State {
         }
         *self.items_by_kind.get_mut(kind) += 1;
         *self.content_bytes.get_mut(kind) += length;
-        if kind == Kind::Name {
+        if kind == Some(Kind::Name) {
             self.names.insert(id);
         }
         self.publish(id);
@@ -210,7 +210,7 @@ impl State {
             self.queues[class.number()].remove(&mut self.table, id);
         }
         let record = self.table.take(id);
-        let kind = Kind::of_flags(record.flags);
+        let kind = Kind::from_flags(record.flags);
         let length = record.length() as u64;
         *self.items_by_kind.get_mut(kind) -= 1;
         *self.content_bytes.get_mut(kind) -= length;

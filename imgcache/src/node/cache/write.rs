@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::Cache;
 use super::error::StoreError;
 use super::item::{Content, Reservation};
-use super::key::{CHUNK_FLAGS, Key, Kind};
+use super::key::{Key, Kind};
 use super::request::{Attributes, StoreMode, StoreOutcome};
 use super::state::State;
 use super::table::{self, FETCHED, PLACEHOLDER, STALE, TOKEN, VISITED};
@@ -128,7 +128,7 @@ impl State {
     }
 
     fn count_stored(&mut self, flags: u32, length: usize) {
-        let kind = Kind::of_flags(flags);
+        let kind = Kind::from_flags(flags);
         *self.counts.stored.get_mut(kind) += 1;
         *self.counts.stored_bytes.get_mut(kind) += length as u64;
     }
@@ -222,7 +222,7 @@ impl Cache {
 
     /// Refuses a chunk that is not what its key says.
     fn check_chunk(&self, key: &Key, content: &[u8], flags: u32) -> Result<(), StoreError> {
-        let Some(key) = key.chunk().filter(|_| flags == CHUNK_FLAGS) else { return Ok(()) };
+        let Some(key) = key.chunk().filter(|_| flags == Kind::Chunk.flags()) else { return Ok(()) };
         let found = ChunkKey::of(content);
         if found == key {
             return Ok(());

@@ -11,7 +11,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Shared;
 use super::http::Opening;
-use crate::node::cache::{Counters, Kind, Now, PerKind};
+use crate::node::cache::{Counters, Now, PerKind};
 
 /// All metrics as text.
 ///
@@ -114,7 +114,7 @@ fn signed(value: u64) -> i64 {
 }
 
 fn by_kind(values: &PerKind) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-    Kind::ALL.into_iter().map(|kind| (kind.name(), values.get(kind)))
+    values.named()
 }
 
 impl Collector for Snapshot {

@@ -4,6 +4,7 @@ mod expose;
 mod meta;
 mod model;
 mod pressure;
+mod quarantine;
 mod reader;
 mod restart;
 mod semantics;
