@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::common::Bench;
 use crate::common::node::Node;
+use crate::common::{Bench, guest_file};
 
 /// The device of `scripts/lib/rxe.sh`.
 pub const DEVICE: &str = "rxe0";
@@ -24,10 +24,18 @@ impl Cache {
     }
 
     pub fn with(count: usize, arguments: &[&str]) -> Self {
+        Self::in_chunks(count, arguments, "256K")
+    }
+
+    /// The image in chunks of this size.
+    pub fn in_chunks(count: usize, arguments: &[&str], chunk: &str) -> Self {
         let bench = Bench::new();
         let arguments = [&["--memory", "128M"], arguments].concat();
         let nodes: Vec<Node> = (0..count).map(|_| Node::start(bench.path(), &arguments)).collect();
-        bench.push("guest", "vmlinuz", "initrd-small.cpio.gz");
+        let files = ["vmlinuz", "initrd-small.cpio.gz"].map(guest_file);
+        let [kernel, initrd] = files.each_ref().map(|file| file.to_str().unwrap());
+        let push = ["image", "push", "guest", "--kernel", kernel, "--initrd", initrd];
+        bench.expect(0, &[&push[..], &["--chunk-size", chunk]].concat());
         let cache = Self { bench, nodes };
         cache.bench.expect(0, &["image", "publish", "guest", "--cache", &cache.url()]);
         cache.nodes.iter().for_each(registered);

@@ -1,7 +1,9 @@
 //! Nodes, clients and devices that fail.
 
+use std::fmt::Write as _;
 use std::process::Command;
-use std::thread::sleep;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, sleep};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -111,4 +113,41 @@ fn killed_clients_leave_nothing_at_the_node() {
     // Leases of clients that are gone run out.
     wait("the leases to end", || cache.nodes[0].number("placement", "leased") == 0);
     cache.load(&["--transport", "rdma"]);
+}
+
+#[test]
+#[ignore = "needs an RDMA device: scripts/test runs it in the lab"]
+fn whoever_writes_meanwhile_no_reader_takes_a_wrong_entry() {
+    // Small chunks: many lookups for each byte. A small table: many of them meet the writer.
+    let small = ["--rdma", crate::cache::DEVICE, "--index-entries", "16384"];
+    let cache = Cache::in_chunks(1, &small, "4K");
+    let is_done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let (node, is_done) = (&cache.nodes[0], &is_done);
+        let writer = scope.spawn(move || {
+            let mut writes = 0_u64;
+            while !is_done.load(Ordering::Relaxed) {
+                // Entries come and go in all buckets, and move between theirs.
+                let mut requests = String::new();
+                for key in 0..64 {
+                    let key = (writes * 64 + key) % 5000;
+                    let gone = (key + 2500) % 5000;
+                    write!(requests, "ms noise{key} 8\r\n{writes:08}\r\n").unwrap();
+                    write!(requests, "md noise{gone} q\r\n").unwrap();
+                }
+                node.ask((requests + "mn\r\n").as_bytes(), "MN\r\n");
+                writes += 1;
+            }
+            writes
+        });
+        for _ in 0..8 {
+            let report = cache.load(&["--transport", "rdma"]);
+            // Content that is not what the entry said would be damaged.
+            assert_eq!((&report["damaged"], &report["misses"]), (&0.into(), &0.into()), "{report}");
+            let chunks = chunks(&report, node, "rdma") + chunks(&report, node, "tcp");
+            assert_eq!(report["chunks_from_nodes"], chunks, "{report}");
+        }
+        is_done.store(true, Ordering::Relaxed);
+        assert!(writer.join().unwrap() > 0);
+    });
 }

@@ -1,5 +1,12 @@
 //! Loads that go well.
 
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use imgcache::image::manifest::ChunkSpan;
+use imgcache::transport::cluster::{Cluster, ClusterOptions, LinkChoice, LinkKind};
+use imgcache::transport::{ChunkRead, Session, Transport};
+
 use crate::cache::{Cache, chunks, queues, resources, wait};
 use crate::common::guest::boot;
 
@@ -51,4 +58,56 @@ fn memory_of_the_same_host_is_read_in_place_and_without_it_by_rdma() {
     assert!(chunks(&report, &cache.nodes[0], "rdma") > 0, "{report}");
     let reason = report["nodes"][0]["link_reason"].as_str().unwrap();
     assert!(reason.contains("shared:"), "{reason}");
+}
+
+/// An image in the node's store, for loads in this process.
+fn session(cache: &Cache) -> Box<dyn Session> {
+    let options =
+        ClusterOptions { link: LinkChoice::Only(LinkKind::Rdma), ..ClusterOptions::default() };
+    let cluster = Cluster::open(&cache.url().parse().unwrap(), options, None).unwrap();
+    let id = cluster.resolve(&"guest".parse().unwrap()).unwrap();
+    cluster.open(&id).unwrap()
+}
+
+#[test]
+#[ignore = "needs an RDMA device: scripts/test runs it in the lab"]
+fn chunks_are_verified_where_they_stay_and_no_copy_of_them_passes_through_a_socket() {
+    let cache = Cache::new(1);
+    let session = session(&cache);
+    let manifest = session.manifest().clone();
+    let chunks: Vec<_> = manifest.all_chunks().filter(|chunk| !chunk.entry.zero).collect();
+    let length = |chunk: &ChunkSpan| usize::try_from(chunk.length).unwrap();
+    let bytes: usize = chunks.iter().map(length).sum();
+    let mut memory = vec![0_u8; bytes];
+    let mut places = HashMap::new();
+    let mut rest = &mut memory[..];
+    let mut reads = Vec::new();
+    for chunk in &chunks {
+        let (buffer, behind) = std::mem::take(&mut rest).split_at_mut(length(chunk));
+        places.insert(chunk.index, buffer.as_ptr().addr());
+        reads.push(ChunkRead { index: chunk.index, key: chunk.entry.key, buffer });
+        rest = behind;
+    }
+    let sent = cache.nodes[0].number("", "bytes_written");
+    let seen = Mutex::new(0);
+    session
+        .fetch(reads, &|index, content| {
+            // What is verified is not moved afterwards, and was not moved before: the device has put
+            // it there.
+            assert_eq!(places[&index], content.as_ptr().addr());
+            *seen.lock().unwrap() += content.len();
+            manifest.chunk(index).is_some_and(|chunk| chunk.entry.has_key(content))
+        })
+        .unwrap();
+    assert_eq!(*seen.lock().unwrap(), bytes);
+    let report = session.cache_report().unwrap();
+    assert_eq!(report.nodes[0].by.rdma, u64::try_from(chunks.len()).unwrap());
+    let sent = cache.nodes[0].number("", "bytes_written") - sent;
+    assert!(sent < 64 << 10, "the node has sent {sent} bytes by TCP");
+    let mut rest = &memory[..];
+    for chunk in &chunks {
+        let (content, behind) = rest.split_at(length(chunk));
+        assert!(chunk.entry.has_key(content));
+        rest = behind;
+    }
 }

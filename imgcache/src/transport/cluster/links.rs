@@ -17,7 +17,7 @@ use super::shared::SharedArena;
 use crate::cluster::address::NodeAddress;
 use crate::index::announce::Announcement;
 use crate::parallel::lock;
-use crate::transport::verbs::{Domain, Fabric};
+use crate::transport::verbs::{Domain, Fabric, VerbsError};
 
 /// What chunks come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -136,9 +136,20 @@ pub(super) fn choose(
 #[derive(Debug, Default)]
 pub(super) struct LocalDevice(OnceLock<Result<Domain, String>>);
 
+/// Where the kernel lists RDMA devices.
+const DEVICES: &str = "/sys/class/infiniband";
+
 impl LocalDevice {
+    /// Whether the kernel has any. Loading the library to ask it takes longer than connecting to a node.
+    pub(super) fn is_likely() -> bool {
+        std::fs::read_dir(DEVICES).is_ok_and(|mut devices| devices.next().is_some())
+    }
+
     fn domain(&self) -> Result<&Domain, &str> {
         let opened = self.0.get_or_init(|| {
+            if !Self::is_likely() {
+                return Err(VerbsError::NoDevice.to_string());
+            }
             let opened = Fabric::open_any().and_then(|fabric| fabric.domain());
             opened.map_err(|error| error.to_string())
         });

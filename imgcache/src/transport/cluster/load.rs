@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
 use super::lease::Lease;
-use super::links::{self, Chosen, LinkChoice, LinkKind};
+use super::links::{self, Chosen, LinkChoice, LinkKind, LocalDevice};
 use super::node::Topology;
 use super::origin::OriginWorker;
 use super::rdma::link::{RdmaLink, SCRATCH_BYTES};
+use super::rdma::table;
 use super::report::{CacheReport, Latencies, NodeReport};
 use super::session::ClusterSession;
 use super::shared::link::SharedLink;
@@ -124,9 +125,7 @@ impl<'a> Load<'a> {
         mut self,
         reads: Vec<ChunkRead<'_>>,
     ) -> (Result<(), TransportError>, CacheReport, Lease) {
-        // One queue to each node needs some; until it is used it is not there.
-        let mut scratch: Vec<Vec<u8>> =
-            self.topology.nodes.iter().map(|_| vec![0; SCRATCH_BYTES]).collect();
+        let mut scratch = self.scratch(reads.len());
         let (board, used) = self.post(reads);
         let mut lease = Lease::take(self.topology, &self.kept);
         let nodes = &self.topology.nodes;
@@ -172,6 +171,17 @@ impl<'a> Load<'a> {
         };
         lease.end(report.nodes.iter().map(|node| (node.name.clone(), node.bytes)).collect());
         (result, report, lease)
+    }
+
+    /// Memory for the queue to each node, if there can be any; until it is used it is not there.
+    fn scratch(&self, chunks: usize) -> Vec<Vec<u8>> {
+        let nodes = self.topology.nodes.len();
+        if !LocalDevice::is_likely() {
+            return vec![Vec::new(); nodes];
+        }
+        // At most twice its share, or else the table is read bucket by bucket.
+        let lookups = chunks.div_ceil(nodes.max(1)).saturating_mul(2).min(chunks);
+        (0..nodes).map(|_| vec![0; SCRATCH_BYTES + table::worth(lookups)]).collect()
     }
 
     /// One thread's part: brings chunks from a node. With memory of its own it can do so by RDMA.

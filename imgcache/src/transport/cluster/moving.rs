@@ -157,9 +157,14 @@ fn copy_one(
     let bytes = u64::try_from(value.len()).unwrap_or(u64::MAX);
     Pace::wait(pace, bytes);
     let put = Put { key: &found.key, kind: found.kind, value: &value, add };
-    let answers = to.with(Instant::now() + PATIENCE, |connection| connection.put(&[put]));
+    let answers = to.with(Instant::now() + PATIENCE, |connection| {
+        connection.put_patiently(&[put], PATIENCE / 2)
+    });
     match answers.map(|mut answers| answers.pop()) {
         Ok(Some(PutAnswer::Stored | PutAnswer::Kept)) => Ok(bytes),
+        Ok(Some(PutAnswer::Busy(_))) => {
+            Err(format!("{} has no memory for {}", to.name(), found.key))
+        }
         Ok(Some(PutAnswer::Refused(why))) => {
             Err(format!("{} does not take {}: {why}", to.name(), found.key))
         }

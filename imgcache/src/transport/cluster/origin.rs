@@ -131,7 +131,8 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
         let item = [Put { key: &key, kind: Kind::Chunk, value, add: false }];
         for (number, outcome) in task.results().take(task.candidates.current().len()) {
             let node: &Arc<Node> = &self.load.topology.nodes[number];
-            if outcome == Outcome::Failed || !node.breaker.is_closed(Instant::now()) {
+            let failed = matches!(outcome, Outcome::Failed | Outcome::Slow);
+            if failed || !node.breaker.is_closed(Instant::now()) {
                 continue;
             }
             let until = self.load.session.cluster.soon(0).min(self.load.deadline);
@@ -139,7 +140,9 @@ impl<'l, 'm> OriginWorker<'l, 'm> {
             let told = match put {
                 Ok(answers) => match answers.first() {
                     Some(PutAnswer::Refused(reply)) => reply.clone(),
-                    _ => continue,
+                    // The load does not wait for that; who misses it next puts it there.
+                    Some(PutAnswer::Busy(_)) => "it has no memory at the moment".into(),
+                    Some(PutAnswer::Stored | PutAnswer::Kept) | None => continue,
                 },
                 Err(error @ NodeError::LeftAlone { .. }) => {
                     log::debug!("cache node {}: {error}", node.name());

@@ -172,28 +172,38 @@ impl Survey {
         Some((newest, nodes))
     }
 
-    /// A manifest, put together from whichever nodes have its pieces.
+    /// A manifest, put together from whichever nodes have its pieces. Only the whole can be verified: if
+    /// it is damaged, all pieces are had from other nodes.
     fn read_manifest(&self, topology: &Topology, id: &ManifestId) -> Option<(Manifest, Vec<u8>)> {
-        let piece = |number| {
-            let key = ItemKey::manifest_piece(id, number);
-            let places = topology.candidates(&key.index_key());
-            let others = (0..topology.nodes.len()).filter(|node| places.all().all(|p| p != *node));
-            places.all().chain(others).filter(|node| self.failures[*node].is_none()).find_map(
-                |node| {
-                    let deadline = Instant::now() + PATIENCE;
-                    let got = topology.nodes[node]
-                        .with(deadline, |connection| connection.get(&key, record::PIECE_BYTES));
-                    Some(got.ok()??.value)
-                },
-            )
-        };
-        let mut encoded = piece(0)?;
-        let length = Manifest::encoded_length(&encoded).ok()?;
-        for number in 1..record::piece_count(length) {
-            encoded.extend_from_slice(&piece(number)?);
-        }
-        let manifest = Manifest::decode_as(id, &encoded).ok()?;
-        Some((manifest, encoded))
+        (0..=topology.replicas()).find_map(|first| {
+            let mut encoded = self.read_piece(topology, id, 0, first)?;
+            let length = Manifest::encoded_length(&encoded).ok()?;
+            for number in 1..record::piece_count(length) {
+                encoded.extend_from_slice(&self.read_piece(topology, id, number, first)?);
+            }
+            let manifest = Manifest::decode_as(id, &encoded).ok()?;
+            Some((manifest, encoded))
+        })
+    }
+
+    /// A piece of a manifest, from number `first` on of those that have it, wherever it should be.
+    fn read_piece(
+        &self,
+        topology: &Topology,
+        id: &ManifestId,
+        number: u32,
+        first: usize,
+    ) -> Option<Vec<u8>> {
+        let key = ItemKey::manifest_piece(id, number);
+        let places = topology.candidates(&key.index_key());
+        let others = (0..topology.nodes.len()).filter(|node| places.all().all(|p| p != *node));
+        let up = places.all().chain(others).filter(|node| self.failures[*node].is_none());
+        let mut found = up.filter_map(|node| {
+            let deadline = Instant::now() + PATIENCE;
+            let get = |connection: &mut Connection| connection.get(&key, record::PIECE_BYTES);
+            Some(topology.nodes[node].with(deadline, get).ok()??.value)
+        });
+        found.nth(first)
     }
 
     fn ask_who_holds(&mut self, topology: &Topology) {

@@ -18,6 +18,9 @@ use crate::transport::cluster::{
 /// How long one exchange with a node may take.
 const EXCHANGE: Duration = Duration::from_secs(30);
 
+/// How long a node may have no memory for an item: while what was removed rests, or is in use.
+const PATIENCE: Duration = Duration::from_secs(20);
+
 /// An item that the image needs.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
@@ -122,11 +125,19 @@ impl<'c> Publisher<'c> {
         if puts.is_empty() {
             return;
         }
-        let Some(answers) = self.exchange(node, |connection| connection.put(puts)) else { return };
+        let put = |connection: &mut Connection| connection.put_patiently(puts, PATIENCE);
+        let Some(answers) = self.exchange(node, put) else { return };
         let bytes: usize = puts.iter().map(|put| put.value.len()).sum();
         *lock(&self.sent) += u64::try_from(bytes).unwrap_or(0);
         for (put, answer) in puts.iter().zip(answers) {
-            if let PutAnswer::Refused(reply) = answer {
+            let reply = match answer {
+                PutAnswer::Stored | PutAnswer::Kept => None,
+                PutAnswer::Busy(_) => {
+                    Some(format!("has had no memory for {} s", PATIENCE.as_secs()))
+                }
+                PutAnswer::Refused(reply) => Some(reply),
+            };
+            if let Some(reply) = reply {
                 let what = format!("item {} of {} bytes", put.key, put.value.len());
                 let name = self.topology.nodes[node].name().to_owned();
                 lock(refused).get_or_insert((what, name, reply));

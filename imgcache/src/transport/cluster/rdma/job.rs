@@ -13,8 +13,8 @@ use crate::record::ItemKey;
 use crate::transport::cluster::board::Task;
 use crate::transport::verbs::Buffer;
 
-/// Times that the content of a chunk is read.
-const READS: u8 = 2;
+/// Times that the content of a chunk is read: also of what a copy of the index said, and then as it is.
+const READS: u8 = 3;
 
 /// A chunk on its way.
 pub(super) struct Job<'s, 'm> {
@@ -91,6 +91,15 @@ impl<'s, 'm> Job<'s, 'm> {
                 }
             }
         }
+    }
+
+    /// A copy of the index has `entry` for it. Whether its content is to be read: what the copy has may
+    /// be old, so it is tried once, and only if it can be right.
+    pub(super) fn found(&mut self, entry: &Entry) -> bool {
+        let expected = self.memory.as_ref().map_or(0, |memory| memory.len());
+        let fits = self.reads == 0 && usize::try_from(entry.length) == Ok(expected);
+        self.reads += u8::from(fits);
+        fits
     }
 
     /// The content has been read and is not what it should be.

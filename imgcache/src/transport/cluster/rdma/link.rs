@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::job::{Job, Step};
 use super::rights::Rights;
+use super::table::TableCopy;
 use crate::index::table::BUCKET_BYTES;
 use crate::transport::cluster::board::{Next, Work};
 use crate::transport::cluster::error::NodeError;
@@ -37,6 +38,7 @@ const NUMBERS: u64 = 3;
 /// A queue to a node, and the right to read.
 struct Session<'s, 'm> {
     queue: LoadQueue<'s, 'm>,
+    table: Option<TableCopy<'s, 'm>>,
     /// The rights end with it.
     control: Connection,
     rights: Rights,
@@ -51,6 +53,8 @@ pub(in crate::transport::cluster) struct RdmaLink<'s, 'm> {
     /// Taken from the board, and nothing done yet.
     taken: Vec<Work<'m>>,
     jobs: Vec<Option<Job<'s, 'm>>>,
+    /// Memory for a copy of the index, until it is used.
+    for_table: &'m mut [u8],
     /// Memory for buckets that no job has.
     spare: Vec<[Buffer<'s, 'm>; 2]>,
     /// Jobs whose buckets are to be read, and not before when.
@@ -65,7 +69,8 @@ pub(in crate::transport::cluster) struct RdmaLink<'s, 'm> {
 }
 
 impl<'s, 'm> RdmaLink<'s, 'm> {
-    /// A link with [`SCRATCH_BYTES`] of memory of its own.
+    /// A link with memory of its own: [`SCRATCH_BYTES`], and what a copy of the index may
+    /// [take](super::table::worth).
     ///
     /// # Errors
     /// The memory cannot be registered.
@@ -73,6 +78,7 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
         scope: &'s Scope<'s, 'm>,
         scratch: &'m mut [u8],
     ) -> Result<Self, VerbsError> {
+        let (scratch, for_table) = scratch.split_at_mut(SCRATCH_BYTES.min(scratch.len()));
         let parts = scratch.chunks_exact_mut(BUCKET_BYTES).collect();
         let mut parts = scope.register(parts).map_err(|refused| refused.error)?.into_iter();
         let pair = || Some([parts.next()?, parts.next()?]);
@@ -83,6 +89,7 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
             taken: Vec::new(),
             jobs: spare.iter().map(|_| None).collect(),
             spare,
+            for_table,
             due: Vec::new(),
             in_flight: 0,
             progress: Instant::now(),
@@ -115,7 +122,10 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
         };
         let settings = Settings::for_device(queue.domain().fabric().device());
         queue.connect(&rights.endpoint, &settings)?;
-        self.session = Some(Session { queue, control, rights, bytes: 0 });
+        let memory = std::mem::take(&mut self.for_table);
+        let patience = load.options.progress_of(worker.doublings);
+        let table = TableCopy::read(self.scope, &mut queue, &rights, memory, patience)?;
+        self.session = Some(Session { queue, table, control, rights, bytes: 0 });
         self.progress = Instant::now();
         Ok(())
     }
@@ -145,7 +155,34 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
             self.jobs[place] = Some(Job::new(task, memory, buckets));
             self.due.push((now, place));
         }
+        self.look_at_copy()?;
         self.look()
+    }
+
+    /// Has the content read of those jobs whose entry the copy of the index has.
+    fn look_at_copy(&mut self) -> Result<(), NodeError> {
+        let Some(Session { queue, table: Some(table), rights, .. }) = &mut self.session else {
+            return Ok(());
+        };
+        let mut contents = Vec::new();
+        let jobs = &mut self.jobs;
+        self.due.retain(|(_, place)| {
+            let Some(job) = &mut jobs[*place] else { return false };
+            let found = table.look(rights, job.key).filter(|entry| job.found(entry));
+            let Some(entry) = found else { return true };
+            let Some(memory) = job.memory.take() else { return true };
+            contents.push(Transfer {
+                id: *place as u64 * NUMBERS + CONTENT,
+                local: Lent::Buffer(memory),
+                remote: rights.content(&entry),
+            });
+            false
+        });
+        if contents.is_empty() {
+            return Ok(());
+        }
+        let posted = queue.post(contents);
+        self.returned(posted)
     }
 
     /// Has the buckets read of those jobs for which it is time.
@@ -363,7 +400,7 @@ impl<'m> Link<'m> for RdmaLink<'_, 'm> {
 
     fn close(self, node: &Node) {
         self.asking.close(node);
-        if let Some(Session { queue, mut control, rights, bytes }) = self.session {
+        if let Some(Session { queue, mut control, rights, bytes, .. }) = self.session {
             drop(queue);
             rights.release(&mut control, bytes);
             node.give_back(control);

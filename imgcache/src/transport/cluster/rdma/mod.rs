@@ -3,8 +3,10 @@
 //!
 //! - [`link`]: one thread's part of a load, over one queue to one node;
 //! - `job`: one chunk on its way: looked up, read, verified;
+//! - [`table`]: the whole index, read at once;
 //! - `rights`: what the node has to say first: where its memory is, and the key to it.
 
 mod job;
 pub(super) mod link;
 mod rights;
+pub(super) mod table;

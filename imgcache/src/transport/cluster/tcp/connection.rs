@@ -66,8 +66,31 @@ pub enum PutAnswer {
     Stored,
     /// There is one already, and it was only to be added.
     Kept,
+    /// The node has no memory for it before this time has passed.
+    Busy(Duration),
     /// The node did not want to; its words.
     Refused(String),
+}
+
+impl PutAnswer {
+    /// What `line` answers; none if it is none of the answers that there are.
+    fn of(line: &str) -> Option<Self> {
+        Some(match line.split(' ').next()? {
+            "HD" => Self::Stored,
+            "NS" => Self::Kept,
+            "SERVER_ERROR" => match retry_after(line) {
+                Some(time) => Self::Busy(time),
+                None => Self::Refused(line.to_owned()),
+            },
+            _ => return None,
+        })
+    }
+}
+
+/// When imgcached has memory again, if that is what `line` says (`docs/cache-protocol.md`).
+fn retry_after(line: &str) -> Option<Duration> {
+    let time = line.strip_prefix("SERVER_ERROR busy: retry after ")?.strip_suffix(" ms")?;
+    time.parse().ok().map(Duration::from_millis)
 }
 
 /// What a node says to somebody who wants an item, or else to fetch it from elsewhere.
@@ -241,22 +264,46 @@ impl Connection {
             self.send(&parts)?;
             for _ in now {
                 let line = self.line()?;
-                answers.push(match line.split(' ').next() {
-                    Some("HD") => PutAnswer::Stored,
-                    Some("NS") => PutAnswer::Kept,
-                    Some("SERVER_ERROR") => PutAnswer::Refused(line),
-                    Some("ERROR") if line == "ERROR" => {
-                        return self.checked(Err(NodeError::NoMeta));
-                    }
-                    _ => {
-                        let error = NodeError::protocol("HD or NS", line.as_bytes());
-                        return self.checked(Err(error));
-                    }
-                });
+                let Some(answer) = PutAnswer::of(&line) else {
+                    return self.checked(Err(match line.as_str() {
+                        "ERROR" => NodeError::NoMeta,
+                        _ => NodeError::protocol("HD or NS", line.as_bytes()),
+                    }));
+                };
+                answers.push(answer);
             }
             rest = later;
         }
         Ok(answers)
+    }
+
+    /// As [`put`](Self::put), but where the node has no memory yet it is asked again, for `patience`.
+    ///
+    /// # Errors
+    /// The connection's failure; some of the items may then be stored.
+    pub fn put_patiently(
+        &mut self,
+        items: &[Put<'_>],
+        patience: Duration,
+    ) -> Result<Vec<PutAnswer>, NodeError> {
+        let until = Instant::now() + patience;
+        let mut answers = self.put(items)?;
+        loop {
+            let busy = answers.iter().enumerate().filter_map(|(at, answer)| match answer {
+                PutAnswer::Busy(time) => Some((at, *time)),
+                _ => None,
+            });
+            let (places, times): (Vec<usize>, Vec<Duration>) = busy.unzip();
+            let Some(wait) = times.into_iter().max() else { return Ok(answers) };
+            if Instant::now() + wait >= until {
+                return Ok(answers);
+            }
+            std::thread::sleep(wait);
+            let again: Vec<Put<'_>> = places.iter().map(|place| items[*place]).collect();
+            for (place, answer) in places.into_iter().zip(self.put(&again)?) {
+                answers[place] = answer;
+            }
+        }
     }
 
     /// Wants the item `key`, or the right to fetch it, for `ttl` seconds, from elsewhere.
@@ -445,5 +492,22 @@ impl Put<'_> {
     fn header(&self) -> String {
         let mode = if self.add { " ME" } else { "" };
         format!("ms {} {} F{}{mode}\r\n", self.key, self.value.len(), self.kind.flags())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_to_a_put_are_told_apart() {
+        assert_eq!(PutAnswer::of("HD"), Some(PutAnswer::Stored));
+        assert_eq!(PutAnswer::of("NS"), Some(PutAnswer::Kept));
+        let busy = PutAnswer::of("SERVER_ERROR busy: retry after 250 ms");
+        assert_eq!(busy, Some(PutAnswer::Busy(Duration::from_millis(250))));
+        for refused in ["SERVER_ERROR busy: retry after a while", "SERVER_ERROR object too large"] {
+            assert_eq!(PutAnswer::of(refused), Some(PutAnswer::Refused(refused.to_owned())));
+        }
+        assert_eq!((PutAnswer::of("EN"), PutAnswer::of("")), (None, None));
     }
 }
