@@ -255,9 +255,10 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
         let nap = next.map_or(NAP, |next| next.saturating_duration_since(Instant::now()).min(NAP));
         if queue.outstanding() == 0 {
             std::thread::sleep(nap);
+        } else if queue.wait(&mut self.completions, nap)? > 0 {
             return Ok(());
         }
-        if queue.wait(&mut self.completions, nap)? > 0 || next.is_some() {
+        if next.is_some() {
             return Ok(());
         }
         // The node's host goes on answering when the node has died, or not at all when it has.
@@ -356,6 +357,10 @@ impl<'m> Link<'m> for RdmaLink<'_, 'm> {
             let room = WINDOW.saturating_sub(self.in_flight);
             match worker.take(room, free, self.is_idle()) {
                 Next::Ask(run) => {
+                    if self.is_idle() {
+                        // Until now nothing was to come.
+                        self.progress = Instant::now();
+                    }
                     self.taken = run;
                     let result = self.open(worker).and_then(|()| self.begin());
                     if result.is_err() {
