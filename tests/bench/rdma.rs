@@ -20,7 +20,6 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use imgcache::image::name::ImageName;
-use imgcache::store::Store;
 use imgcache::transport::cluster::{Cluster, ClusterOptions, LinkChoice, LinkKind};
 use imgcache::transport::{Accept, ChunkRead, Transport};
 use serde_json::json;
@@ -159,8 +158,6 @@ fn push(options: &Options, node: &Node, store: &std::path::Path, chunk: u32) -> 
         .stdout(Stdio::null())
         .status();
     assert!(status.unwrap().success());
-    // It was opened, so that its name is known.
-    Store::open(store).unwrap();
     name.parse().unwrap()
 }
 

@@ -1,7 +1,7 @@
 //! The one interface through which a client sees a store, wherever its chunks are.
 //!
 //! The embedded store implements it by positional reads of local files, the distributed cache by
-//! TCP. Nothing here knows what memory the chunks land in: a caller hands out
+//! RDMA, out of a node's memory on this host, or by TCP. Nothing here knows what memory the chunks land in: a caller hands out
 //! disjoint buffers (slices of guest memory, before the guest runs) and a session fills them, in
 //! any order, from any number of threads.
 

@@ -122,12 +122,7 @@ impl Part {
     fn take(&self) -> Result<bool, NodeError> {
         let deadline = Instant::now() + PATIENCE;
         self.node.with(deadline, |connection| {
-            let known = if let Some(known) = self.node.knows_leases.get() {
-                *known
-            } else {
-                let known = connection.knows_leases()?;
-                *self.node.knows_leases.get_or_init(|| known)
-            };
+            let known = self.node.knows_leases(connection)?;
             if known {
                 connection.lease(self.id, TTL, &self.keys)?;
             }

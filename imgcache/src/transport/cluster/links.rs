@@ -4,6 +4,7 @@
 //! what is left by the memcached protocol.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -184,23 +185,57 @@ impl Sharing {
 /// How long a node may take to hand over its memory.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Whether what is sent to this address stays on this host: the system would send it from the same address.
+/// Nothing is sent for that, so that a node elsewhere, or one that is down, costs no time.
+fn is_on_this_host(address: &NodeAddress) -> bool {
+    let NodeAddress::Tcp { host, port } = address else { return true };
+    let Ok(addresses) = (host.as_str(), *port).to_socket_addrs() else { return false };
+    addresses.into_iter().any(|peer| {
+        let any: IpAddr = match peer {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let local = UdpSocket::bind((any, 0)).and_then(|socket| {
+            socket.connect(peer)?;
+            socket.local_addr()
+        });
+        local.is_ok_and(|local| local.ip() == peer.ip())
+    })
+}
+
 /// The socket of this host at which the node hands over its memory; and the boot id of the node, if it was
 /// not asked at that socket.
 fn socket_of(node: &Node, deadline: Instant) -> Result<(PathBuf, Option<u64>), String> {
     if let NodeAddress::Unix(path) = node.address() {
         return Ok((path.clone(), None));
     }
-    let announced = node.with(deadline, |connection| {
-        if !connection.is_on_this_host() {
-            return Ok(Err("it is on another host"));
-        }
-        Ok(Ok(connection.stats("rdma").unwrap_or_default()))
-    });
-    let stats = announced.map_err(|error| error.to_string())??;
+    if !is_on_this_host(node.address()) {
+        return Err("it is on another host".into());
+    }
+    let stats = match node.with(deadline, |connection| connection.stats("rdma")) {
+        Ok(stats) => stats,
+        // As stock memcached does.
+        Err(NodeError::Refused { .. }) => Vec::new(),
+        Err(error) => return Err(error.to_string()),
+    };
     let stat = |wanted| stats.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
     let socket = stat("socket").ok_or("it has no socket for that: imgcached --unix PATH")?;
     let announcement: Announcement = stat("announcement")
         .and_then(|text| text.parse().ok())
         .ok_or("it does not say which start of it it is")?;
     Ok((Path::new(socket).to_owned(), Some(announcement.exported.boot_id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_on_this_host_is_known_without_asking_it() {
+        let tcp = |host: &str| NodeAddress::Tcp { host: host.into(), port: 9 };
+        assert!(is_on_this_host(&tcp("127.0.0.1")) && is_on_this_host(&tcp("localhost")));
+        assert!(is_on_this_host(&NodeAddress::Unix("/nobody".into())));
+        // Reserved for documentation (RFC 5737).
+        assert!(!is_on_this_host(&tcp("192.0.2.1")));
+    }
 }

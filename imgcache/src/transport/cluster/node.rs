@@ -25,7 +25,7 @@ pub struct Node {
     weight: u32,
     pub(super) breaker: Breaker,
     /// Whether it knows leases, once it was asked.
-    pub(super) knows_leases: OnceLock<bool>,
+    leases_known: OnceLock<bool>,
     /// Its memory, if it is on this host.
     pub(super) sharing: Sharing,
     idle: Mutex<Vec<Connection>>,
@@ -39,7 +39,7 @@ impl Node {
             address: member.address.clone(),
             weight: member.weight,
             breaker: Breaker::default(),
-            knows_leases: OnceLock::new(),
+            leases_known: OnceLock::new(),
             sharing: Sharing::default(),
             idle: Mutex::default(),
             dialer: Arc::clone(dialer),
@@ -141,6 +141,18 @@ impl Node {
             Err(ref error) => self.failed(error),
         }
         result
+    }
+
+    /// Whether it knows leases; asked once, on one of its connections.
+    ///
+    /// # Errors
+    /// The connection's failure.
+    pub(super) fn knows_leases(&self, connection: &mut Connection) -> Result<bool, NodeError> {
+        if let Some(known) = self.leases_known.get() {
+            return Ok(*known);
+        }
+        let known = connection.knows_leases()?;
+        Ok(*self.leases_known.get_or_init(|| known))
     }
 
     /// Counts a failure.

@@ -87,7 +87,7 @@ impl Cluster {
                 scope.spawn(move || {
                     let result = node.with(Instant::now() + PATIENCE, |connection| {
                         // Stock memcached would take the list for commands.
-                        if connection.knows_leases()? {
+                        if node.knows_leases(connection)? {
                             return work(number, connection);
                         }
                         let reply = "memcached has no pins; imgcached has".into();

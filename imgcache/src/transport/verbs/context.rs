@@ -30,7 +30,7 @@ const MAX_GIDS: usize = 65_535 / size_of::<ibv_gid_entry>();
 #[derive(Debug)]
 pub(super) struct Context {
     raw: NonNull<ibv_context>,
-    library: &'static Library,
+    functions: &'static Library,
     name: String,
 }
 
@@ -82,7 +82,7 @@ impl Context {
         // SAFETY: as promised.
         let raw = unsafe { (library.open_device)(device) };
         match object("ibv_open_device", &name, raw) {
-            Ok(raw) => Ok(Arc::new(Self { raw, library, name })),
+            Ok(raw) => Ok(Arc::new(Self { raw, functions: library, name })),
             Err(VerbsError::Call { source, .. })
                 if source.kind() == io::ErrorKind::PermissionDenied =>
             {
@@ -96,8 +96,8 @@ impl Context {
         &self.name
     }
 
-    pub(super) fn library(&self) -> &'static Library {
-        self.library
+    pub(super) fn functions(&self) -> &'static Library {
+        self.functions
     }
 
     pub(super) fn raw(&self) -> *mut ibv_context {
@@ -129,7 +129,7 @@ impl Context {
         // SAFETY: numbers only, of which 0 is one.
         let mut attributes: ibv_device_attr = unsafe { std::mem::zeroed() };
         // SAFETY: the device is open; `attributes` may be written.
-        let code = unsafe { (self.library.query_device)(self.raw(), &raw mut attributes) };
+        let code = unsafe { (self.functions.query_device)(self.raw(), &raw mut attributes) };
         done("ibv_query_device", &self.name, code)?;
         Ok(attributes)
     }
@@ -142,7 +142,7 @@ impl Context {
             // SAFETY: numbers only, of which 0 is one.
             let mut port: ibv_port_attr = unsafe { std::mem::zeroed() };
             // SAFETY: the device is open; the function writes what `port` begins with.
-            let code = unsafe { (self.library.query_port)(self.raw(), number, &raw mut port) };
+            let code = unsafe { (self.functions.query_port)(self.raw(), number, &raw mut port) };
             done("ibv_query_port", &self.name, code)?;
             ports.push(Port {
                 number,
@@ -187,7 +187,7 @@ impl Context {
         let mut entries = vec![empty; MAX_GIDS];
         // SAFETY: the device is open; `entries` has so many entries of this size.
         let count = unsafe {
-            (self.library.query_gid_table)(
+            (self.functions.query_gid_table)(
                 self.raw(),
                 entries.as_mut_ptr(),
                 entries.len(),
@@ -219,7 +219,7 @@ impl Context {
 impl Drop for Context {
     fn drop(&mut self) {
         // SAFETY: opened once; nothing that was made in it is left (invariants).
-        if unsafe { (self.library.close_device)(self.raw()) } != 0 {
+        if unsafe { (self.functions.close_device)(self.raw()) } != 0 {
             log::warn!("RDMA device {} could not be closed", self.name);
         }
     }
@@ -241,7 +241,7 @@ unsafe impl Sync for DomainHandle {}
 impl DomainHandle {
     pub(super) fn new(context: &Opened) -> Result<Self, VerbsError> {
         // SAFETY: the device is open.
-        let raw = unsafe { (context.library.alloc_pd)(context.raw()) };
+        let raw = unsafe { (context.functions.alloc_pd)(context.raw()) };
         let raw = object("ibv_alloc_pd", &context.name, raw)?;
         Ok(Self { raw, context: Arc::clone(context) })
     }
@@ -258,7 +258,7 @@ impl DomainHandle {
 impl Drop for DomainHandle {
     fn drop(&mut self) {
         // SAFETY: made once; nothing in it is left (invariant).
-        if unsafe { (self.context.library.dealloc_pd)(self.raw()) } != 0 {
+        if unsafe { (self.context.functions.dealloc_pd)(self.raw()) } != 0 {
             log::warn!("a protection domain of {} could not be given back", self.context.name);
         }
     }

@@ -79,7 +79,7 @@ impl Pair {
     /// Makes one that takes `depth` requests, with the rights `access` for the other side.
     pub(super) fn new(domain: &Domain, depth: u32, access: u32) -> Result<Self, VerbsError> {
         let context = domain.handle.context();
-        let (library, device) = (context.library(), context.name());
+        let (library, device) = (context.functions(), context.name());
         let entries = c_int::try_from(depth).unwrap_or(c_int::MAX);
         // SAFETY: the device is open.
         let channel = unsafe { (library.create_comp_channel)(context.raw()) };
@@ -216,7 +216,7 @@ impl Pair {
         let fields = c_int::try_from(fields.0).unwrap_or(0);
         // SAFETY: the pair is there; `attributes` may be written.
         let code = unsafe {
-            (context.library().modify_qp)(self.raw.qp.as_ptr(), &raw mut attributes, fields)
+            (context.functions().modify_qp)(self.raw.qp.as_ptr(), &raw mut attributes, fields)
         };
         done(call, context.name(), code)
     }
@@ -231,7 +231,7 @@ impl Pair {
         // SAFETY: the pair is there; both structures may be written.
         let code = unsafe {
             let qp = self.raw.qp.as_ptr();
-            (context.library().query_qp)(qp, &raw mut attributes, fields, &raw mut first)
+            (context.functions().query_qp)(qp, &raw mut attributes, fields, &raw mut first)
         };
         done("ibv_query_qp", context.name(), code)?;
         Ok(attributes.qp_state)
@@ -288,7 +288,7 @@ impl Pair {
     /// Takes what there is in the channel, so that it is no longer readable.
     pub(super) fn acknowledge(&self) -> Result<(), VerbsError> {
         let context = self.domain.handle.context();
-        let library = context.library();
+        let library = context.functions();
         let (mut cq, mut own) = (std::ptr::null_mut(), std::ptr::null_mut());
         // The channel is this queue's alone, which tells once for each time it was armed.
         loop {
@@ -348,7 +348,7 @@ impl Pair {
             return Ok(());
         }
         let context = self.domain.handle.context();
-        let library = context.library();
+        let library = context.functions();
         // SAFETY: it is there.
         let code = unsafe { (library.destroy_qp)(self.raw.qp.as_ptr()) };
         done("ibv_destroy_qp", context.name(), code)?;

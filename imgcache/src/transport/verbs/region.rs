@@ -202,7 +202,7 @@ impl Registration {
         span: Span,
         access: u32,
     ) -> Result<Self, VerbsError> {
-        let (library, device) = (domain.context().library(), domain.context().name());
+        let (library, device) = (domain.context().functions(), domain.context().name());
         let access = c_int::try_from(access).unwrap_or(0);
         let address = std::ptr::with_exposed_provenance_mut(span.address);
         // SAFETY: the domain is there; the kernel checks the address; the rest was promised.
@@ -231,7 +231,7 @@ impl Registration {
         let Some(raw) = self.raw.take() else { return Ok(()) };
         let context = self.domain.context();
         // SAFETY: registered once, and ended once: `raw` was taken.
-        let code = unsafe { (context.library().dereg_mr)(raw.as_ptr()) };
+        let code = unsafe { (context.functions().dereg_mr)(raw.as_ptr()) };
         super::library::done("ibv_dereg_mr", context.name(), code).inspect_err(|_| {
             // The domain cannot go while this is in it.
             std::mem::forget(Arc::clone(&self.domain));

@@ -112,7 +112,8 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
         let load = worker.load;
         let mut control = worker.node.connect_patiently(load.deadline, worker.doublings)?;
         let mut queue = self.scope.queue(DEPTH)?;
-        let asked = Rights::ask(&mut control, &queue.endpoint(), load.kept(worker.number));
+        let asked =
+            Rights::ask(worker.node, &mut control, &queue.endpoint(), load.kept(worker.number));
         let rights = match asked {
             Ok(rights) => rights,
             Err(error) => {

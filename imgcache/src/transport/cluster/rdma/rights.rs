@@ -6,6 +6,7 @@ use crate::index::announce::{Announcement, AnnouncementError};
 use crate::index::entry::Entry;
 use crate::index::table::BUCKET_BYTES;
 use crate::transport::cluster::error::NodeError;
+use crate::transport::cluster::node::Node;
 use crate::transport::cluster::tcp::connection::Connection;
 use crate::transport::verbs::{Endpoint, EndpointError, Remote};
 
@@ -44,13 +45,14 @@ impl Rights {
     /// The connection's failure; [`NodeError::Refused`] if the node does not speak RDMA, holds too much
     /// already, or ends.
     pub(super) fn ask(
+        node: &Node,
         connection: &mut Connection,
         endpoint: &Endpoint,
         keys: &[u8],
     ) -> Result<Self, NodeError> {
         let refused = |reply| NodeError::Refused { what: "RDMA".into(), reply };
         // Who does not know leases would take the list of keys for commands.
-        if !connection.knows_leases()? {
+        if !node.knows_leases(connection)? {
             return Err(refused("it is no imgcached".into()));
         }
         let (lease, renewed) = (crate::transport::cluster::random(), Instant::now());

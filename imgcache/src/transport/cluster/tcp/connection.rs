@@ -119,11 +119,6 @@ impl Connection {
         Ok(Self { stream, receiver, opaque: 0, broken: false, reused: false })
     }
 
-    /// Whether the other end is on this host.
-    pub(in crate::transport::cluster) fn is_on_this_host(&self) -> bool {
-        self.stream.is_on_this_host()
-    }
-
     /// Whether the other end has closed it, or its host says that there is nobody.
     pub(in crate::transport::cluster) fn peer_is_gone(&self) -> bool {
         self.stream.peer_is_gone()

@@ -182,19 +182,6 @@ impl Stream {
         Ok(stream)
     }
 
-    /// Whether the other end is on this host.
-    pub(super) fn is_on_this_host(&self) -> bool {
-        let tcp = match &self.kind {
-            Kind::Unix(_) => return true,
-            Kind::Tcp(stream) => stream,
-            Kind::Tls(stream) => &stream.sock,
-        };
-        match (tcp.local_addr(), tcp.peer_addr()) {
-            (Ok(local), Ok(peer)) => local.ip() == peer.ip(),
-            _ => false,
-        }
-    }
-
     /// Whether the other end has closed it, or its host says that there is nobody.
     pub(super) fn peer_is_gone(&self) -> bool {
         let mut byte = [0; 1];
