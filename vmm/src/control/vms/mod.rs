@@ -6,6 +6,8 @@ pub mod folder;
 mod hand_over;
 pub mod launch;
 pub mod quota;
+#[cfg(test)]
+mod tests;
 
 use std::fs;
 use std::io;
@@ -17,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use control_abi::field::{Arguments, Encoder, Tag};
 use control_abi::operation::Operation;
 use control_abi::status::Error;
-use imgcache::cluster::address::CacheUrl;
+use imgcache::cluster::address::{CacheUrl, NodeAddress};
 use imgcache::image::name::ImageName;
 use rustix::process::{Signal, pidfd_send_signal};
 
@@ -326,9 +328,10 @@ impl Manager {
         let url = servers.map(|servers| format!("memcached://{servers}"));
         if let Some(url) = &url {
             // Nodes, and nothing of this host: no socket, no file.
+            let elsewhere = |address: &NodeAddress| matches!(address, NodeAddress::Tcp { .. });
             match url.parse::<CacheUrl>() {
-                Ok(CacheUrl::Nodes { .. }) => {}
-                Ok(CacheUrl::Members(_)) | Err(_) => return Err(Error::BadField),
+                Ok(CacheUrl::Nodes { addresses, .. }) if addresses.iter().all(elsewhere) => {}
+                Ok(_) | Err(_) => return Err(Error::BadField),
             }
         }
         self.cache = url;
