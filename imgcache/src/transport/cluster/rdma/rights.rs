@@ -65,11 +65,20 @@ impl Rights {
         Ok(Self { announcement, base, endpoint, lease, renewed })
     }
 
+    /// Whether they may have ended by time. The node's clock began later than this one.
+    pub(super) fn have_expired(&self) -> bool {
+        self.renewed.elapsed() >= TTL
+    }
+
     /// Asks for more time when half of it has passed.
     ///
     /// # Errors
-    /// The connection's failure, or that the node does not want to.
+    /// The connection's failure, that the node does not want to, or that there is nothing left that it could
+    /// prolong.
     pub(super) fn keep(&mut self, connection: &mut Connection) -> Result<(), NodeError> {
+        if self.have_expired() {
+            return Err(NodeError::Expired);
+        }
         if self.renewed.elapsed() < TTL / 2 {
             return Ok(());
         }
