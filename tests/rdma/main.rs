@@ -6,6 +6,12 @@
 mod common;
 
 mod cache;
+mod eviction;
 mod faults;
 mod hosts;
+mod index;
+mod links;
+mod loading;
 mod loads;
+mod moments;
+mod reader;
