@@ -6,6 +6,7 @@
 mod common;
 
 mod cache;
+mod devices;
 mod eviction;
 mod faults;
 mod hosts;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
 use super::lease::Lease;
-use super::links::{self, Chosen, LinkChoice, LinkKind, LocalDevice};
+use super::links::{self, Chosen, LinkChoice, LinkKind, LocalDevices};
 use super::node::Topology;
 use super::origin::OriginWorker;
 use super::rdma::link::{RdmaLink, SCRATCH_BYTES};
@@ -153,6 +153,7 @@ impl<'a> Load<'a> {
         let named =
             nodes.iter().zip(&tally.nodes).enumerate().map(|(number, (node, report))| NodeReport {
                 name: node.name().to_owned(),
+                device: self.device(number),
                 link_reason: self.reason(number),
                 ..report.clone()
             });
@@ -176,7 +177,7 @@ impl<'a> Load<'a> {
     /// Memory for the queue to each node, if there can be any; until it is used it is not there.
     fn scratch(&self, chunks: usize) -> Vec<Vec<u8>> {
         let nodes = self.topology.nodes.len();
-        if !LocalDevice::is_likely() {
+        if !LocalDevices::are_likely() {
             return vec![Vec::new(); nodes];
         }
         // At most twice its share, or else the table is read bucket by bucket.
@@ -188,8 +189,8 @@ impl<'a> Load<'a> {
     fn work<'m>(&self, board: &Board<'m>, number: usize, scratch: Option<&'m mut [u8]>) {
         let mut worker = Worker::new(self, board, number);
         let node = &self.topology.nodes[number];
-        let device = &self.session.cluster.0.device;
-        let choose = || links::choose(node, self.options.link, device, self.deadline);
+        let devices = &self.session.cluster.0.devices;
+        let choose = || links::choose(node, self.options.link, devices, self.deadline);
         match self.links[number].get_or_init(choose) {
             Ok(Chosen::Shared(arena)) => {
                 worker.run(LinkKind::Shared, SharedLink::new(Arc::clone(arena)));
@@ -228,6 +229,11 @@ impl<'a> Load<'a> {
         } else {
             worker.give_up(&NodeError::NoLink(reason));
         }
+    }
+
+    /// The RDMA device by which this node was to be read.
+    fn device(&self, number: usize) -> Option<String> {
+        self.links[number].get()?.as_ref().ok()?.device().map(str::to_owned)
     }
 
     /// Why chunks of this node came by nothing faster.
