@@ -39,6 +39,7 @@ pub use self::error::{ClusterError, NodeError};
 use self::links::LocalDevices;
 pub use self::links::{InvalidLink, LinkChoice, LinkKind};
 pub use self::node::{Candidates, Node, Topology};
+pub use self::rdma::answer::{RdmaAnswer, RdmaAnswerError};
 pub use self::report::{CacheReport, LinkCounts, NodeReport};
 use self::session::ClusterSession;
 pub use self::tcp::connection::{Connection, Item, Put, PutAnswer};
