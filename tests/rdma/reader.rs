@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use imgcache::index::IndexKey;
 use imgcache::index::announce::Announcement;
@@ -29,6 +29,8 @@ pub fn domain() -> Domain {
 pub struct Reader<'s, 'm> {
     control: BufReader<TcpStream>,
     lease: u64,
+    /// When the lease was asked for last; none once it was given back.
+    renewed: Option<Instant>,
     queue: LoadQueue<'s, 'm>,
     pub announcement: Announcement,
     /// Where the node's memory begins, and the key to it.
@@ -40,14 +42,13 @@ impl<'s, 'm> Reader<'s, 'm> {
     pub fn connect(scope: &'s Scope<'s, 'm>, node: &Node, keys: &[IndexKey]) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let lease = NEXT.fetch_add(1, Ordering::Relaxed);
+        let renewed = Some(Instant::now());
         let mut control = BufReader::new(TcpStream::connect(node.address()).unwrap());
-        let mut request = format!("lease {lease:016x} {} {}\r\n", TTL.as_millis(), keys.len() * 16);
-        let answer = {
-            let mut request = std::mem::take(&mut request).into_bytes();
-            keys.iter().for_each(|key| request.extend_from_slice(&key.0));
-            request.extend_from_slice(b"\r\n");
-            ask(&mut control, &request)
-        };
+        let line = format!("lease {lease:016x} {} {}\r\n", TTL.as_millis(), keys.len() * 16);
+        let mut request = line.into_bytes();
+        keys.iter().for_each(|key| request.extend_from_slice(&key.0));
+        request.extend_from_slice(b"\r\n");
+        let answer = ask(&mut control, &request);
         assert!(answer.starts_with("LEASE "), "{answer}");
         assert!(answer.contains(&format!(" {} 0 ", keys.len())), "not all are there: {answer}");
         let mut queue = scope.queue(DEPTH).unwrap();
@@ -59,7 +60,7 @@ impl<'s, 'm> Reader<'s, 'm> {
         let base = Remote { address: words[7].parse().unwrap(), key: words[8].parse().unwrap() };
         let settings = Settings::for_device(queue.domain().fabric().device());
         queue.connect(&words[9..].join(" ").parse().unwrap(), &settings).unwrap();
-        Self { control, lease, queue, announcement, base }
+        Self { control, lease, renewed, queue, announcement, base }
     }
 
     /// From here on it has another key than it was given.
@@ -69,12 +70,19 @@ impl<'s, 'm> Reader<'s, 'm> {
 
     /// Gives the lease back.
     pub fn release(&mut self) {
+        self.renewed = None;
         let request = format!("release {:016x} 0\r\n", self.lease);
         assert_eq!(ask(&mut self.control, request.as_bytes()), "RELEASED");
     }
 
     /// READs, all under way at a time: into each buffer what is at its offset of the node's memory.
     pub fn read(&mut self, reads: Vec<(Buffer<'s, 'm>, u64)>) -> Vec<(Status, Buffer<'s, 'm>)> {
+        if self.renewed.is_some_and(|renewed| renewed.elapsed() > TTL / 4) {
+            self.renewed = Some(Instant::now());
+            let request = format!("lease {:016x} {} 0\r\n\r\n", self.lease, TTL.as_millis());
+            let answer = ask(&mut self.control, request.as_bytes());
+            assert!(answer.starts_with("LEASE "), "{answer}");
+        }
         let count = reads.len();
         let transfer = |(id, (buffer, offset)): (u64, (Buffer<'s, 'm>, u64))| {
             let remote = Remote { address: self.base.address + offset, key: self.base.key };
