@@ -10,8 +10,16 @@ use serde_json::Value;
 use crate::common::node::Node;
 use crate::common::{Bench, guest_file};
 
-/// The device of `scripts/lib/rxe.sh`.
-pub const DEVICE: &str = "rxe0";
+/// The device: that of `scripts/lib/rxe.sh`, or the one that `scripts/rdma-hardware` builds the tests for.
+pub const DEVICE: &str = match option_env!("VMM_TEST_RDMA_DEVICE") {
+    Some(name) => name,
+    None => "rxe0",
+};
+/// Where nodes listen: an address of that device tells clients which to use.
+const LISTEN: &str = match option_env!("VMM_TEST_RDMA_LISTEN") {
+    Some(address) => address,
+    None => "127.0.0.1:0",
+};
 
 /// Nodes that hold the image `guest`, in two copies if there are two.
 pub struct Cache {
@@ -32,7 +40,8 @@ impl Cache {
     pub fn in_chunks(count: usize, arguments: &[&str], chunk: &str) -> Self {
         let bench = Bench::new();
         let memory = if arguments.contains(&"--memory") { &[][..] } else { &["--memory", "128M"] };
-        let arguments = [memory, arguments].concat();
+        let listen = if arguments.contains(&"--listen") { &[][..] } else { &["--listen", LISTEN] };
+        let arguments = [memory, listen, arguments].concat();
         let nodes: Vec<Node> = (0..count).map(|_| Node::start(bench.path(), &arguments)).collect();
         let files = ["vmlinuz", "initrd-small.cpio.gz"].map(guest_file);
         let [kernel, initrd] = files.each_ref().map(|file| file.to_str().unwrap());
