@@ -46,7 +46,7 @@ impl<'s, 'm> Reader<'s, 'm> {
         let mut control = BufReader::new(TcpStream::connect(node.address()).unwrap());
         let line = format!("lease {lease:016x} {} {}\r\n", TTL.as_millis(), keys.len() * 16);
         let mut request = line.into_bytes();
-        keys.iter().for_each(|key| request.extend_from_slice(&key.0));
+        request.extend(keys.iter().flat_map(|key| key.0));
         request.extend_from_slice(b"\r\n");
         let answer = ask(&mut control, &request);
         assert!(answer.starts_with("LEASE "), "{answer}");

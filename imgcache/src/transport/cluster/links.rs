@@ -147,7 +147,15 @@ pub(super) fn choose(
 /// The RDMA devices of this host, each opened when it is first needed: one for each address from which this
 /// host reaches nodes.
 #[derive(Debug, Default)]
-pub(super) struct LocalDevices(Mutex<Vec<(Option<IpAddr>, Result<Domain, String>)>>);
+pub(super) struct LocalDevices(Mutex<Vec<Opened>>);
+
+/// A domain of the device for what is reached from one address, or why there is none.
+#[derive(Debug)]
+struct Opened {
+    /// None of all peers of which that is not known.
+    local: Option<IpAddr>,
+    domain: Result<Domain, String>,
+}
 
 /// Where the kernel lists RDMA devices.
 const DEVICES: &str = "/sys/class/infiniband";
@@ -165,14 +173,14 @@ impl LocalDevices {
         }
         let local = addresses_to(peer).next().map(|(_, local)| local);
         let mut opened = lock(&self.0);
-        let known = opened.iter().find(|(address, _)| *address == local);
-        let domain = if let Some((_, domain)) = known {
-            domain.clone()
+        let known = opened.iter().find(|one| one.local == local);
+        let domain = if let Some(known) = known {
+            known.domain.clone()
         } else {
             let addresses: Vec<IpAddr> = local.into_iter().collect();
             let domain = Fabric::open_for(&addresses).and_then(|fabric| fabric.domain());
             let domain = domain.map_err(|error| error.to_string());
-            opened.push((local, domain.clone()));
+            opened.push(Opened { local, domain: domain.clone() });
             domain
         }?;
         Ok((domain.clone(), guessed(domain.fabric(), local)))
