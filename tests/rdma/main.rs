@@ -6,6 +6,13 @@
 mod common;
 
 mod cache;
+mod devices;
+mod eviction;
 mod faults;
 mod hosts;
+mod index;
+mod links;
+mod loading;
 mod loads;
+mod moments;
+mod reader;

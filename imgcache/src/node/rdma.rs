@@ -9,6 +9,7 @@
 //! and the right ends with the queue.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -35,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What the node is to do about RDMA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RdmaConfig {
-    /// The device, by name; the first that can be used if none is given.
+    /// The device, by name; if none is given, that of the address at which the node is reached.
     pub device: Option<String>,
     /// Clients at a time.
     pub queues: usize,
@@ -129,18 +130,20 @@ impl Rights for LeaseRights {
 }
 
 impl Rdma {
-    /// Opens the device, and begins to register `memory`, of which `announcement` says what is where.
+    /// Opens the device, of a node that is reached at `addresses` if the configuration names none, and begins to
+    /// register `memory`, of which `announcement` says what is where.
     ///
     /// # Errors
     /// There is no such device, or it cannot be used.
     pub fn start(
         config: &RdmaConfig,
+        addresses: &[IpAddr],
         memory: Arc<dyn Memory>,
         announcement: Announcement,
     ) -> Result<Self, VerbsError> {
         let fabric = match &config.device {
             Some(name) => Fabric::open(name, None)?,
-            None => Fabric::open_any()?,
+            None => Fabric::open_for(addresses)?,
         };
         let domain = fabric.domain()?;
         let device = fabric.device().clone();

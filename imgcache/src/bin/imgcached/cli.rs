@@ -102,8 +102,9 @@ struct NetworkOptions {
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<SocketAddr>,
 
-    /// Let clients read the memory by RDMA: auto (if there is a device), off, or the name of a device,
-    /// without which the node then does not start.
+    /// Let clients read the memory by RDMA: auto (if there is a device; of several that of the first
+    /// --listen address that any has), off, or the name of a device, without which the node then does not
+    /// start.
     #[arg(long, value_name = "auto|off|DEVICE", default_value = "auto")]
     rdma: String,
 

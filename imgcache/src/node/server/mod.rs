@@ -186,7 +186,7 @@ impl Server {
             unix: unix.as_ref().map(|(_, path)| path.clone()),
             http: http.as_ref().map(Http::address),
         };
-        let rdma = rdma(&config.rdma, &cache)?;
+        let rdma = rdma(&config.rdma, &addresses, &cache)?;
         let threads = config.threads;
         let shared = Arc::new(Shared {
             cache,
@@ -256,13 +256,18 @@ impl Server {
 }
 
 /// Begins to let clients read by RDMA, where there is a device, or there must be one.
-fn rdma(choice: &RdmaChoice, cache: &Cache) -> Result<Option<Rdma>, ServerError> {
+fn rdma(
+    choice: &RdmaChoice,
+    addresses: &Addresses,
+    cache: &Cache,
+) -> Result<Option<Rdma>, ServerError> {
     let (config, required) = match choice {
         RdmaChoice::Off => return Ok(None),
         RdmaChoice::Auto(config) => (config, false),
         RdmaChoice::Required(config) => (config, true),
     };
-    match Rdma::start(config, cache.arena().memory(), cache.announcement()) {
+    let addresses: Vec<_> = addresses.tcp.iter().map(SocketAddr::ip).collect();
+    match Rdma::start(config, &addresses, cache.arena().memory(), cache.announcement()) {
         Ok(rdma) => Ok(Some(rdma)),
         Err(error) if required => Err(error.into()),
         Err(error) => {

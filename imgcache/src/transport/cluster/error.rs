@@ -54,6 +54,9 @@ pub enum NodeError {
     /// A READ failed.
     #[error("RDMA: {0}")]
     Rdma(Status),
+    /// The right to read has run out, because nobody asked for more time: this host stood still.
+    #[error("the right to read by RDMA has run out")]
+    Expired,
     /// It cannot be read in the way that was asked for.
     #[error("cannot be read as was asked for: {0}")]
     NoLink(String),
