@@ -7,5 +7,8 @@ mod common;
 
 mod cache;
 mod faults;
+mod hostile;
 mod hosts;
 mod loads;
+mod push;
+mod writer;

@@ -2,9 +2,7 @@
 //! protocol where they are not well formed in their number of words.
 
 use super::command::{Command, Refused};
-use super::{
-    INDEX_KEY, MAX_KEY_LIST, MAX_PUSH_RECORDS, PUSH_RECORD, Refusal, classic, token,
-};
+use super::{INDEX_KEY, MAX_KEY_LIST, MAX_PUSH_RECORDS, PUSH_RECORD, Refusal, classic, token};
 use crate::key::ChunkKey;
 
 /// Exactly `N` words.
@@ -127,7 +125,8 @@ mod tests {
     #[test]
     fn a_push_has_whole_records_and_not_too_many() {
         let most = MAX_PUSH_RECORDS * PUSH_RECORD;
-        for (bytes, good) in [(0, false), (35, false), (36, true), (most, true), (most + 36, false)] {
+        for (bytes, good) in [(0, false), (35, false), (36, true), (most, true), (most + 36, false)]
+        {
             let line = format!("push {bytes} gid=0 lid=0");
             match Command::parse(line.as_bytes()) {
                 Ok(Command::Push { data, endpoint }) => {
@@ -153,7 +152,11 @@ mod tests {
             ("pushed 0000000000000001 x", Refusal::BadFormat),
             ("pushed 0000000000000001 4294967296", Refusal::BadFormat),
         ] {
-            assert_eq!(Command::parse(line.as_bytes()).map_err(|r| r.refusal), Err(refusal), "{line}");
+            assert_eq!(
+                Command::parse(line.as_bytes()).map_err(|r| r.refusal),
+                Err(refusal),
+                "{line}"
+            );
         }
     }
 

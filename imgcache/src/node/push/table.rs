@@ -152,12 +152,7 @@ pub struct Pushes<W: Writers> {
 
 impl<W: Writers> Pushes<W> {
     /// None yet.
-    pub fn new(
-        writers: W,
-        cache: Arc<Cache>,
-        limits: Limits,
-        counters: Arc<PushCounters>,
-    ) -> Self {
+    pub fn new(writers: W, cache: Arc<Cache>, limits: Limits, counters: Arc<PushCounters>) -> Self {
         Self { writers, cache, limits, counters, open: HashMap::new(), last: 0 }
     }
 
@@ -249,7 +244,8 @@ impl<W: Writers> Pushes<W> {
         let left = limit
             .saturating_sub(self.counters.exposed.load(Ordering::Relaxed))
             .saturating_sub(taken);
-        let too_much = || format!("the node exposes {limit} bytes of its memory at once, and no more");
+        let too_much =
+            || format!("the node exposes {limit} bytes of its memory at once, and no more");
         if u64::from(wanted.length) > left {
             return full(too_much());
         }
@@ -282,9 +278,9 @@ impl<W: Writers> Pushes<W> {
         let abandoned = open.slots.len() - keys.len();
         let mut back = self.finish(open)?;
         count(&self.counters.abandoned, abandoned as u64);
-        let written = keys.into_iter().filter_map(|(id, key)| {
-            back.remove(&id).map(|content| Written { key, content })
-        });
+        let written = keys
+            .into_iter()
+            .filter_map(|(id, key)| back.remove(&id).map(|content| Written { key, content }));
         Ok(written.collect())
     }
 
@@ -298,8 +294,11 @@ impl<W: Writers> Pushes<W> {
 
     /// Ends the pushes whose time is up at `now`.
     pub fn expire(&mut self, now: Now) {
-        let over: Vec<_> =
-            self.open.extract_if(|_, open| open.until <= now.monotonic).map(|(_, open)| open).collect();
+        let over: Vec<_> = self
+            .open
+            .extract_if(|_, open| open.until <= now.monotonic)
+            .map(|(_, open)| open)
+            .collect();
         for open in over {
             if let Ok(back) = self.finish(open) {
                 count(&self.counters.expired, back.len() as u64);

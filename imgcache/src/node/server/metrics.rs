@@ -163,7 +163,8 @@ impl Snapshot {
         writer.counter("pushes_begun", "Pushes by RDMA that were begun", None, of("begun"))?;
         let help = "Bytes that came by RDMA WRITE and were published";
         writer.counter("pushed", help, bytes, of("stored_bytes"))?;
-        let results = ["stored", "kept", "full", "damaged", "failed", "expired", "abandoned", "lost"];
+        let results =
+            ["stored", "kept", "full", "damaged", "failed", "expired", "abandoned", "lost"];
         let results = results.map(|result| (result, of(result)));
         writer.counters("pushed_chunks", "Chunks to be pushed by RDMA", "result", results)
     }

@@ -187,7 +187,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Whether what is sent to this address stays on this host: the system would send it from the same address.
 /// Nothing is sent for that, so that a node elsewhere, or one that is down, costs no time.
-fn is_on_this_host(address: &NodeAddress) -> bool {
+pub(super) fn is_on_this_host(address: &NodeAddress) -> bool {
     let NodeAddress::Tcp { host, port } = address else { return true };
     let Ok(addresses) = (host.as_str(), *port).to_socket_addrs() else { return false };
     addresses.into_iter().any(|peer| {

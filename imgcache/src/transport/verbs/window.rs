@@ -245,8 +245,9 @@ impl<P: Part> ServeQueue<P> {
     pub fn end_writes(mut self) -> Result<Vec<P>, VerbsError> {
         self.end()?;
         let posted = self.take_posted();
-        let changing =
-            posted.into_iter().map(|Pending(Change::Bind(bound) | Change::Invalidate(bound))| bound);
+        let changing = posted
+            .into_iter()
+            .map(|Pending(Change::Bind(bound) | Change::Invalidate(bound))| bound);
         let bound = std::mem::take(&mut self.purpose_mut().bound).into_values();
         Ok(bound.chain(changing).filter_map(|bound| bound.part).collect())
     }
