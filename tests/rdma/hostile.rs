@@ -29,6 +29,11 @@ fn seen(node: &Node, key: &ChunkKey) -> Option<usize> {
     size.split_whitespace().next()?.parse().ok()
 }
 
+/// Waits until so much of the node's memory is in use; it looks at what came back once a second.
+fn used(node: &Node, bytes: u64) {
+    wait("memory to be free again", || node.number("placement", "used") == bytes);
+}
+
 /// Whether the node has exactly `content`.
 fn has(node: &Node, content: &[u8]) -> bool {
     use std::io::{Read, Write};
@@ -67,7 +72,7 @@ fn what_is_not_what_its_key_says_is_refused_and_never_seen() {
     assert_eq!((number(node, "push_damaged"), number(node, "push_stored")), (1, 1));
     assert_eq!(number(node, "push_exposed"), 0);
     // As much memory as the good one takes: that of the other is free.
-    assert_eq!(node.number("placement", "used"), 128 << 10);
+    used(node, 128 << 10);
 }
 
 /// By its old key a client reaches nothing, be it what it wrote itself.
@@ -150,7 +155,7 @@ fn two_writers_of_one_chunk_both_succeed() {
     });
     assert!(has(node, &content));
     assert_eq!(node.number("", "curr_items"), 1);
-    assert_eq!(node.number("placement", "used"), 65_536, "one copy");
+    used(node, 65_536);
     // The third does not write.
     push(node, &[key], &[&content], |third| assert_eq!(third.push.answers, ["HAVE"]));
 }
@@ -218,7 +223,7 @@ fn what_a_killed_client_has_written_is_seen_by_nobody() {
         wait("the push to end", || number(node, "push_open") == 0);
         assert_eq!((number(node, "push_exposed"), number(node, "push_abandoned")), (0, round));
         assert_eq!(node.number("", "curr_items"), 0);
-        assert_eq!(node.number("placement", "used"), 0, "its memory is free again");
+        used(node, 0);
     }
     wait("the device to be as before", || resources() == before);
 }

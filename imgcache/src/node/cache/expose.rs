@@ -80,7 +80,7 @@ impl Drop for Exposure {
     fn drop(&mut self) {
         if let Some(give_back) = self.give_back.take() {
             let returns = std::sync::Arc::clone(&give_back.returns);
-            returns.park(self.id, give_back);
+            returns.park(self.id, &give_back);
         }
     }
 }

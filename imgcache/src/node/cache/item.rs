@@ -51,7 +51,7 @@ impl Returns {
 
     /// Leaves what `give_back` was for alone until [`Returns::unpark`]. Its slot is gone already: whoever
     /// frees it must find its bytes free.
-    pub fn park(&self, id: ExposureId, give_back: GiveBack) {
+    pub fn park(&self, id: ExposureId, give_back: &GiveBack) {
         lock(&self.parked).insert(id, give_back.place);
     }
 

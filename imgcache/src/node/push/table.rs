@@ -201,7 +201,7 @@ impl<W: Writers> Pushes<W> {
         let (queue, endpoint, remotes) = match self.writers.admit(peer, exposed) {
             Ok(admitted) => admitted,
             Err(NotAdmitted { reason, slots: back }) => {
-                let back = self.take_back(back);
+                let back = take_back(back);
                 self.uncount(bytes, slots.len(), back.len());
                 return Err(PushError::Refused(reason));
             }
@@ -252,7 +252,7 @@ impl<W: Writers> Pushes<W> {
         match self.cache.reserve(length, now).map(Reservation::expose) {
             Ok(slot) if slot.capacity() as u64 <= left => Ok(slot),
             Ok(slot) => {
-                drop(self.take_back(vec![slot]));
+                drop(take_back(vec![slot]));
                 full(too_much())
             }
             Err(error) => full(error.to_string()),
@@ -314,7 +314,7 @@ impl<W: Writers> Pushes<W> {
         self.counters.open.store(self.open.len() as u64, Ordering::Relaxed);
         match self.writers.end(queue) {
             Ok(ended) => {
-                let back = self.take_back(ended);
+                let back = take_back(ended);
                 self.uncount(bytes, slots.len(), back.len());
                 Ok(back)
             }
@@ -324,19 +324,6 @@ impl<W: Writers> Pushes<W> {
                 Err(PushError::NotEnded(reason))
             }
         }
-    }
-
-    /// Takes slots back to which nobody can write.
-    fn take_back(&self, slots: Vec<Exposed>) -> HashMap<ExposureId, Reservation> {
-        let mut back = HashMap::with_capacity(slots.len());
-        for slot in slots {
-            let id = slot.id();
-            match slot.take_back(WritesEnded::of(id)) {
-                Ok(reservation) => drop(back.insert(id, reservation)),
-                Err(slot) => tracing::error!(offset = slot.offset(), "a slot does not come back"),
-            }
-        }
-        back
     }
 
     /// `back` of the `slots` slots with `bytes` are no longer exposed.
@@ -357,4 +344,17 @@ impl<W: Writers> Drop for Pushes<W> {
             self.close(connection);
         }
     }
+}
+
+/// Takes slots back to which nobody can write.
+fn take_back(slots: Vec<Exposed>) -> HashMap<ExposureId, Reservation> {
+    let mut back = HashMap::with_capacity(slots.len());
+    for slot in slots {
+        let id = slot.id();
+        match slot.take_back(WritesEnded::of(id)) {
+            Ok(reservation) => drop(back.insert(id, reservation)),
+            Err(slot) => tracing::error!(offset = slot.offset(), "a slot does not come back"),
+        }
+    }
+    back
 }

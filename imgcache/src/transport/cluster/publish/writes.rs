@@ -203,9 +203,10 @@ fn begin(
     let wrong = || Failed::Node(NodeError::protocol("PUSH", reply.as_bytes()));
     let Some(rest) = reply.strip_prefix("PUSH ") else {
         let what = "a push".to_owned();
-        return Err(match reply.contains("ERROR") {
-            true => Failed::Rdma(NodeError::Refused { what, reply }),
-            false => wrong(),
+        return Err(if reply.contains("ERROR") {
+            Failed::Rdma(NodeError::Refused { what, reply })
+        } else {
+            wrong()
         });
     };
     let mut words = rest.splitn(4, ' ');
