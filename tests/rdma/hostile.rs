@@ -58,10 +58,10 @@ fn what_is_not_what_its_key_says_is_refused_and_never_seen() {
     let mut wrong = bad.clone();
     wrong[0] ^= 1;
     let lines = push(node, &keys, &[&good, &wrong], |writer| {
-        for at in 0..2 {
+        for (at, key) in keys.iter().enumerate() {
             let slot = writer.push.slot(at);
             assert!(writer.pen.write(at, slot).is_success());
-            assert_eq!(seen(node, &keys[at]), None, "before its end");
+            assert_eq!(seen(node, key), None, "before its end");
         }
         writer.push.end(2)
     });

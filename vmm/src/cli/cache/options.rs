@@ -62,7 +62,7 @@ pub struct LoadOptions {
 }
 
 /// How an image is put into the cache.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Distributed cache")]
 pub struct WriteOptions {
     /// What chunks shall go by: rdma (WRITEs to a node's memory, imgcached --rdma-push), tcp (the memcached

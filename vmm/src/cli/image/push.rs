@@ -217,6 +217,7 @@ mod tests {
             chunk_size: DEFAULT_CHUNK_SIZE,
             json: false,
             cache: CacheOptions::default(),
+            write: WriteOptions::default(),
         }
     }
 
