@@ -109,7 +109,9 @@ fn pushes(options: &Options, node: &Node, store: &Path) -> Vec<Value> {
     let names = ["KiB", "push rdma", "push tcp", "rdma/tcp", "CPU rdma", "CPU tcp"];
     let [kib, columns @ ..] = names;
     print!("\n{kib:>6}");
-    columns.iter().for_each(|name| print!("  {name:>10}"));
+    for name in columns {
+        print!("  {name:>10}");
+    }
     println!();
     let mut results = Vec::new();
     for &chunk in &options.chunks {
@@ -221,7 +223,7 @@ impl Drop for Node {
 }
 
 /// Pushes a kernel and a ramdisk of 100 MB in chunks of this size.
-fn push(options: &Options, node: &Node, store: &std::path::Path, chunk: u32) -> ImageName {
+fn push(options: &Options, node: &Node, store: &Path, chunk: u32) -> ImageName {
     let name = format!("bench-{chunk}");
     let status = Command::new(&options.vmm)
         .env("VMM_STORE", store)

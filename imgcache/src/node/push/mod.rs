@@ -220,6 +220,11 @@ impl Push {
         }
     }
 
+    /// How many are open.
+    pub fn open(&self) -> u64 {
+        self.counters.open.load(Ordering::Relaxed)
+    }
+
     /// What is open, and what became of what was.
     pub fn counters(&self) -> &PushCounters {
         &self.counters

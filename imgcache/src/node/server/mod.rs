@@ -129,7 +129,7 @@ pub enum Drained {
     Whole,
     /// Time was up.
     TimedOut {
-        /// Leases that were still held.
+        /// Leases that were still held, and pushes that were open.
         leases: u64,
         /// Connections with an unfinished request.
         busy: usize,
@@ -302,7 +302,7 @@ fn push(
     Ok(started)
 }
 
-/// Waits for leases, during which everything but new ones is served; then for the requests that have
+/// Waits for leases and pushes, during which everything but new ones is served; then for the requests that have
 /// begun, during which nothing else is.
 async fn drain(shared: &Shared, mut accepting: JoinSet<()>) -> Drained {
     shared.set_stage(Stage::Draining);
@@ -310,7 +310,8 @@ async fn drain(shared: &Shared, mut accepting: JoinSet<()>) -> Drained {
     let deadline = Instant::now() + shared.config.drain_timeout;
     let held = || {
         let counters = shared.cache.counters();
-        counters.leases + counters.closing_leases
+        let pushes = shared.push.as_ref().map_or(0, Push::open);
+        counters.leases + counters.closing_leases + pushes
     };
     let mut leases = held();
     while leases > 0 && Instant::now() < deadline {
