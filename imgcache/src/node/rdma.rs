@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use crate::index::announce::Announcement;
 use crate::node::arena::Slot;
 use crate::node::lease::{Closing, Rights};
+use crate::node::push::PushChoice;
 use crate::transport::verbs::{
     Completion, Device, Domain, Endpoint, Export, Fabric, Memory, Region, ServeQueue, Served,
     Settings, Status, VerbsError,
@@ -40,6 +41,10 @@ pub struct RdmaConfig {
     pub device: Option<String>,
     /// Clients at a time.
     pub queues: usize,
+    /// Whether clients may write, too.
+    pub push: PushChoice,
+    /// How much of the memory may be exposed to them at once, in thousandths.
+    pub max_exposed_permille: u16,
 }
 
 /// What a client needs to know for reading.
@@ -97,6 +102,7 @@ pub struct Facts {
 pub struct Rdma {
     requests: Sender<Request>,
     facts: Facts,
+    fabric: Fabric,
     limit: usize,
     registered: Arc<OnceLock<Result<(), String>>>,
     /// Clients that are connected.
@@ -156,7 +162,7 @@ impl Rdma {
         let (told, limit) = (Arc::clone(&registered), config.queues);
         let count = Arc::clone(&connected);
         let work = move || {
-            let export = if windows { Export::WindowsOnly } else { Export::Readable };
+            let export = if windows { Export::ReadWindows } else { Export::Readable };
             let bytes = memory.span().length;
             let region = match domain.export(memory, 0..bytes, export) {
                 Ok(region) => region,
@@ -175,12 +181,17 @@ impl Rdma {
             .name("rdma".into())
             .spawn(work)
             .map_err(|source| VerbsError::Call { call: "pthread_create", device: name, source })?;
-        Ok(Self { requests, facts, limit, registered, connected })
+        Ok(Self { requests, facts, fabric, limit, registered, connected })
     }
 
     /// What is known of the device.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// The device's port.
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
     }
 
     /// How many clients are connected.

@@ -247,7 +247,7 @@ fn addresses_to(peer: &NodeAddress) -> impl Iterator<Item = (IpAddr, IpAddr)> {
 }
 
 /// Whether what is sent to this address stays on this host: the system would send it from the same address.
-fn is_on_this_host(address: &NodeAddress) -> bool {
+pub(super) fn is_on_this_host(address: &NodeAddress) -> bool {
     matches!(address, NodeAddress::Unix(_))
         || addresses_to(address).any(|(peer, local)| peer == local)
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-pub use self::options::{CacheOptions, LoadOptions, image_client};
+pub use self::options::{CacheOptions, LoadOptions, WriteOptions, image_client, open_for_writing};
 use super::CliError;
 use crate::exit::Exit;
 
