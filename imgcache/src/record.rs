@@ -90,6 +90,11 @@ impl ItemKey {
         Self { bytes, length }
     }
 
+    /// The chunk, if it is the item of one.
+    pub fn chunk_key(&self) -> Option<ChunkKey> {
+        self.as_str().strip_prefix("c/")?.parse().ok()
+    }
+
     /// The key as memcached sees it.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.length]

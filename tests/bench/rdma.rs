@@ -9,11 +9,14 @@
 //! - `ib_read_bw` of perftest, with messages of the same size: the bar.
 //!
 //! And the processor time that the node took meanwhile, as part of the time of the loads.
+//!
+//! Then an image into the node, out of a store: by RDMA WRITE and by TCP, both hashed by the node.
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 #![expect(clippy::cast_precision_loss, reason = "rates are printed with three digits")]
 
-use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -22,7 +25,7 @@ use clap::Parser;
 use imgcache::image::name::ImageName;
 use imgcache::transport::cluster::{Cluster, ClusterOptions, LinkChoice, LinkKind};
 use imgcache::transport::{Accept, ChunkRead, Transport};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Measure reading by RDMA.
 #[derive(Debug, Parser)]
@@ -94,9 +97,70 @@ fn main() {
         }));
     }
     println!("MB/s, medians of {}", options.runs);
+    let pushes = pushes(&options, &node, folder.path());
     if let Some(file) = &options.json {
-        std::fs::write(file, serde_json::to_string_pretty(&results).unwrap()).unwrap();
+        let all = json!({ "loads": results, "pushes": pushes });
+        std::fs::write(file, serde_json::to_string_pretty(&all).unwrap()).unwrap();
     }
+}
+
+/// Puts the images into the node that have been loaded, by WRITE and by TCP in turn.
+fn pushes(options: &Options, node: &Node, store: &Path) -> Vec<Value> {
+    let names = ["KiB", "push rdma", "push tcp", "rdma/tcp", "CPU rdma", "CPU tcp"];
+    let [kib, columns @ ..] = names;
+    print!("\n{kib:>6}");
+    for name in columns {
+        print!("  {name:>10}");
+    }
+    println!();
+    let mut results = Vec::new();
+    for &chunk in &options.chunks {
+        let mut samples = [const { Vec::new() }; 2];
+        let mut cpu = [const { Vec::new() }; 2];
+        for run in 0..=options.runs {
+            for (way, link) in ["rdma", "tcp"].into_iter().enumerate() {
+                let (rate, used) = publish(options, node, store, chunk, link);
+                if run > 0 {
+                    samples[way].push(rate);
+                    cpu[way].push(used);
+                }
+            }
+        }
+        let [rdma, tcp] = samples.each_ref().map(|samples| median(samples));
+        let [by_rdma, by_tcp] = cpu.each_ref().map(|used| median(used));
+        let ratio = rdma / tcp;
+        println!(
+            "{chunk:>6}  {rdma:>10.1}  {tcp:>10.1}  {ratio:>10.2}  {by_rdma:>8.0} ms  {by_tcp:>8.0} ms"
+        );
+        results.push(json!({
+            "chunk_kib": chunk, "rdma": rdma, "tcp": tcp, "node_cpu_ms_rdma": by_rdma,
+            "node_cpu_ms_tcp": by_tcp, "samples": samples,
+        }));
+    }
+    println!(
+        "MB/s from the store into the node, and its processor time; medians of {}",
+        options.runs
+    );
+    results
+}
+
+/// MB/s of putting the image of these chunks into the node, and the node's processor time in ms.
+fn publish(options: &Options, node: &Node, store: &Path, chunk: u32, link: &str) -> (f64, f64) {
+    node.forget();
+    let (used, begun) = (node.processor_time(), Instant::now());
+    let output = Command::new(&options.vmm)
+        .env("VMM_STORE", store)
+        .args(["image", "publish", &format!("bench-{chunk}"), "--json", "--cache", &node.url()])
+        .args(["--transport", link])
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    let (wall, used) = (begun.elapsed(), node.processor_time() - used);
+    assert!(output.status.success());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let (bytes, by) = (report["bytes_new"].as_u64().unwrap(), &report["bytes_by"]);
+    assert!(by[link].as_u64() >= Some(bytes), "it went another way: {report}");
+    (bytes as f64 / 1e6 / wall.as_secs_f64(), used * 1e3)
 }
 
 fn median(samples: &[f64]) -> f64 {
@@ -115,6 +179,7 @@ impl Node {
     fn start(options: &Options) -> Self {
         let mut child = Command::new(&options.imgcached)
             .args(["--listen", "127.0.0.1:0", "--memory", "512M", "--rdma", &options.device])
+            .args(["--rdma-push", "on"])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -133,6 +198,18 @@ impl Node {
         ticks as f64 / rustix::param::clock_ticks_per_second() as f64
     }
 
+    /// Forgets everything, and waits until its memory is free again.
+    fn forget(&self) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.write_all(b"flush_all\r\n").unwrap();
+        let mut answer = [0; 4];
+        stream.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"OK\r\n");
+        // Removed content rests for 2 s where it can be read from afar, and expired content is looked for
+        // once a second.
+        sleep(Duration::from_secs(4));
+    }
+
     fn url(&self) -> String {
         format!("memcached://{}", self.address)
     }
@@ -146,7 +223,7 @@ impl Drop for Node {
 }
 
 /// Pushes a kernel and a ramdisk of 100 MB in chunks of this size.
-fn push(options: &Options, node: &Node, store: &std::path::Path, chunk: u32) -> ImageName {
+fn push(options: &Options, node: &Node, store: &Path, chunk: u32) -> ImageName {
     let name = format!("bench-{chunk}");
     let status = Command::new(&options.vmm)
         .env("VMM_STORE", store)

@@ -18,6 +18,7 @@ fn help_teaches_and_lists_the_exit_codes() {
     assert_eq!(run(&["--memory", "lots"]).0, Some(2));
     assert_eq!(run(&["--max-item-size", "2M"]).0, Some(2));
     assert_eq!(run(&["--no-tcp"]).0, Some(2));
+    assert_eq!(run(&["--rdma", "off", "--rdma-push", "on"]).0, Some(2));
     assert_eq!(run(&["--max-leased-permille", "1001"]).0, Some(2));
 }
 

@@ -21,6 +21,12 @@ pub fn guest_file(name: &str) -> PathBuf {
     path
 }
 
+/// Whether tests that repeat something shall do so as often as it takes to trust it, and not only as often as
+/// there is time for each time (`scripts/test --long`).
+pub fn is_long() -> bool {
+    std::env::var_os("VMM_TEST_LONG").is_some()
+}
+
 /// The program: the one that scripts/test names (the release build, for what is measured), else
 /// the one built with the tests.
 fn program() -> OsString {

@@ -1,6 +1,7 @@
 //! Nodes that can be read by RDMA, with an image in them.
 
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,16 @@ use serde_json::Value;
 use crate::common::node::Node;
 use crate::common::{Bench, guest_file};
 
-/// The device of `scripts/lib/rxe.sh`.
-pub const DEVICE: &str = "rxe0";
+/// The device: that of `scripts/lib/rxe.sh`, or the one that `scripts/rdma-hardware` builds the tests for.
+pub const DEVICE: &str = match option_env!("VMM_TEST_RDMA_DEVICE") {
+    Some(name) => name,
+    None => "rxe0",
+};
+/// Where nodes listen: an address of that device tells clients which to use.
+const LISTEN: &str = match option_env!("VMM_TEST_RDMA_LISTEN") {
+    Some(address) => address,
+    None => "127.0.0.1:0",
+};
 
 /// Nodes that hold the image `guest`, in two copies if there are two.
 pub struct Cache {
@@ -27,10 +36,12 @@ impl Cache {
         Self::in_chunks(count, arguments, "256K")
     }
 
-    /// The image in chunks of this size.
+    /// The image in chunks of this size. Nodes have 128 MiB unless the arguments say otherwise.
     pub fn in_chunks(count: usize, arguments: &[&str], chunk: &str) -> Self {
         let bench = Bench::new();
-        let arguments = [&["--memory", "128M"], arguments].concat();
+        let memory = if arguments.contains(&"--memory") { &[][..] } else { &["--memory", "128M"] };
+        let listen = if arguments.contains(&"--listen") { &[][..] } else { &["--listen", LISTEN] };
+        let arguments = [memory, listen, arguments].concat();
         let nodes: Vec<Node> = (0..count).map(|_| Node::start(bench.path(), &arguments)).collect();
         let files = ["vmlinuz", "initrd-small.cpio.gz"].map(guest_file);
         let [kernel, initrd] = files.each_ref().map(|file| file.to_str().unwrap());
@@ -89,7 +100,7 @@ pub fn chunks(report: &Value, node: &Node, link: &str) -> u64 {
 }
 
 /// Waits until `node` can be read by RDMA, if it is to be.
-fn registered(node: &Node) {
+pub fn registered(node: &Node) {
     wait("the memory to be registered", || {
         !node.stats("rdma").iter().any(|(name, value)| name == "rdma" && value == "registering")
     });
@@ -98,6 +109,41 @@ fn registered(node: &Node) {
 /// Queues that `node` serves.
 pub fn queues(node: &Node) -> u64 {
     node.number("rdma", "queues")
+}
+
+/// Runs a program of the system, which must succeed.
+pub fn run(program: &str, arguments: &[&str]) {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+}
+
+/// Stores plain items at `node`, and asks for each, until it is told to stop: what may go has to, and what nobody
+/// asks for goes first. How many were stored.
+pub fn press(node: &Node, stop: &AtomicBool) -> usize {
+    const BYTES: usize = 200 << 10;
+    const BATCH: usize = 8;
+    let mut stored = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let mut requests = Vec::with_capacity(BATCH * (BYTES + 64));
+        for number in stored..stored + BATCH {
+            requests.extend_from_slice(format!("ms noise{number} {BYTES} q\r\n").as_bytes());
+            requests.resize(requests.len() + BYTES, 7);
+            requests.extend_from_slice(format!("\r\nmg noise{number}\r\n").as_bytes());
+        }
+        requests.extend_from_slice(b"mn\r\n");
+        node.ask(&requests, "MN\r\n");
+        stored += BATCH;
+    }
+    stored
+}
+
+/// Tells others to stop when it is dropped, so that nobody waits for them after a failure.
+pub struct Stop<'a>(pub &'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// Waits for something that comes in seconds, or not at all.

@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-use imgcache::image::manifest::ChunkSpan;
-use imgcache::transport::cluster::{Cluster, ClusterOptions, LinkChoice, LinkKind};
-use imgcache::transport::{ChunkRead, Session, Transport};
+use imgcache::transport::ChunkRead;
 
 use crate::cache::{Cache, chunks, queues, resources, wait};
 use crate::common::guest::boot;
+use crate::common::is_long;
+use crate::loading::{RDMA, chunks_of, length, session};
 
 #[test]
 #[ignore = "needs an RDMA device: scripts/test runs it in the lab"]
@@ -38,7 +38,8 @@ fn all_chunks_come_by_rdma_from_both_nodes_and_nothing_is_left_behind() {
 fn a_guest_boots_from_memory_that_was_filled_by_rdma() {
     let cache = Cache::new(2);
     std::fs::remove_dir_all(cache.bench.store()).unwrap();
-    for _ in 0..2 {
+    // Its self-test compares its ramdisk with the digest that it was made with, each time.
+    for _ in 0..if is_long() { 20 } else { 2 } {
         let booted = boot(&cache.bench, "guest", &["--cache", &cache.url(), "--transport", "rdma"]);
         assert_eq!(booted.code, Some(0), "{booted:#?}");
         booted.self_test();
@@ -60,23 +61,13 @@ fn memory_of_the_same_host_is_read_in_place_and_without_it_by_rdma() {
     assert!(reason.contains("shared:"), "{reason}");
 }
 
-/// An image in the node's store, for loads in this process.
-fn session(cache: &Cache) -> Box<dyn Session> {
-    let options =
-        ClusterOptions { link: LinkChoice::Only(LinkKind::Rdma), ..ClusterOptions::default() };
-    let cluster = Cluster::open(&cache.url().parse().unwrap(), options, None).unwrap();
-    let id = cluster.resolve(&"guest".parse().unwrap()).unwrap();
-    cluster.open(&id).unwrap()
-}
-
 #[test]
 #[ignore = "needs an RDMA device: scripts/test runs it in the lab"]
 fn chunks_are_verified_where_they_stay_and_no_copy_of_them_passes_through_a_socket() {
     let cache = Cache::new(1);
-    let session = session(&cache);
+    let session = session(&cache.url(), RDMA);
     let manifest = session.manifest().clone();
-    let chunks: Vec<_> = manifest.all_chunks().filter(|chunk| !chunk.entry.zero).collect();
-    let length = |chunk: &ChunkSpan| usize::try_from(chunk.length).unwrap();
+    let chunks = chunks_of(&*session);
     let bytes: usize = chunks.iter().map(length).sum();
     let mut memory = vec![0_u8; bytes];
     let mut places = HashMap::new();

@@ -6,6 +6,16 @@
 mod common;
 
 mod cache;
+mod devices;
+mod eviction;
 mod faults;
+mod hostile;
 mod hosts;
+mod index;
+mod links;
+mod loading;
 mod loads;
+mod moments;
+mod push;
+mod reader;
+mod writer;

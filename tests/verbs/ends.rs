@@ -8,7 +8,7 @@ use imgcache::transport::verbs::{Fabric, Lent, QueueState, Settings, VerbsError}
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
-use super::sides::{LONG, Node, all, buffers, fabric, is_content, one};
+use super::sides::{DEVICE, LONG, Node, all, buffers, fabric, is_content, one};
 
 const SIZE: usize = 4096;
 
@@ -89,7 +89,7 @@ fn nothing_is_left_behind_whatever_is_forgotten() {
     let node = Node::new();
     let mut memory = vec![0; SIZE * 2];
     let before = resources();
-    assert!(before.contains("rxe0"), "{before}");
+    assert!(before.contains(DEVICE), "{before}");
     for round in 0..100 {
         let run = AssertUnwindSafe(|| {
             node.domain.scope(|scope| {
@@ -153,7 +153,7 @@ fn too_low_a_limit_of_locked_memory_is_named() {
     let text = error.to_string();
     let VerbsError::MemoryLock { length, limit, .. } = error else { panic!("{text}") };
     assert_eq!((length, limit), ((8 << 20) - SIZE, 1 << 20));
-    assert!(text.contains("ulimit -l") && text.contains("rxe0"), "{text}");
+    assert!(text.contains("ulimit -l") && text.contains(DEVICE), "{text}");
 }
 
 #[test]

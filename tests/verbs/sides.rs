@@ -10,6 +10,11 @@ use imgcache::transport::verbs::{
     Scope, ServeQueue, Settings, Status, Transfer,
 };
 
+/// The device: that of `scripts/lib/rxe.sh`, or the one that `scripts/rdma-hardware` builds the tests for.
+pub const DEVICE: &str = match option_env!("VMM_TEST_RDMA_DEVICE") {
+    Some(name) => name,
+    None => "rxe0",
+};
 /// Longer than anything takes that ends at all.
 pub const LONG: Duration = Duration::from_secs(60);
 /// Bytes of content that a node has.
@@ -27,7 +32,7 @@ pub struct Node {
 }
 
 pub fn fabric() -> Fabric {
-    Fabric::open("rxe0", None).unwrap()
+    Fabric::open(DEVICE, None).unwrap()
 }
 
 /// The byte at `offset` of every node's content.

@@ -9,6 +9,7 @@
 //! and the right ends with the queue.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -20,6 +21,7 @@ use tokio::sync::oneshot;
 use crate::index::announce::Announcement;
 use crate::node::arena::Slot;
 use crate::node::lease::{Closing, Rights};
+use crate::node::push::PushChoice;
 use crate::transport::verbs::{
     Completion, Device, Domain, Endpoint, Export, Fabric, Memory, Region, ServeQueue, Served,
     Settings, Status, VerbsError,
@@ -35,10 +37,14 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// What the node is to do about RDMA.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RdmaConfig {
-    /// The device, by name; the first that can be used if none is given.
+    /// The device, by name; if none is given, that of the address at which the node is reached.
     pub device: Option<String>,
     /// Clients at a time.
     pub queues: usize,
+    /// Whether clients may write, too.
+    pub push: PushChoice,
+    /// How much of the memory may be exposed to them at once, in thousandths.
+    pub max_exposed_permille: u16,
 }
 
 /// What a client needs to know for reading.
@@ -96,6 +102,7 @@ pub struct Facts {
 pub struct Rdma {
     requests: Sender<Request>,
     facts: Facts,
+    fabric: Fabric,
     limit: usize,
     registered: Arc<OnceLock<Result<(), String>>>,
     /// Clients that are connected.
@@ -129,18 +136,20 @@ impl Rights for LeaseRights {
 }
 
 impl Rdma {
-    /// Opens the device, and begins to register `memory`, of which `announcement` says what is where.
+    /// Opens the device, of a node that is reached at `addresses` if the configuration names none, and begins to
+    /// register `memory`, of which `announcement` says what is where.
     ///
     /// # Errors
     /// There is no such device, or it cannot be used.
     pub fn start(
         config: &RdmaConfig,
+        addresses: &[IpAddr],
         memory: Arc<dyn Memory>,
         announcement: Announcement,
     ) -> Result<Self, VerbsError> {
         let fabric = match &config.device {
             Some(name) => Fabric::open(name, None)?,
-            None => Fabric::open_any()?,
+            None => Fabric::open_for(addresses)?,
         };
         let domain = fabric.domain()?;
         let device = fabric.device().clone();
@@ -153,7 +162,7 @@ impl Rdma {
         let (told, limit) = (Arc::clone(&registered), config.queues);
         let count = Arc::clone(&connected);
         let work = move || {
-            let export = if windows { Export::WindowsOnly } else { Export::Readable };
+            let export = if windows { Export::ReadWindows } else { Export::Readable };
             let bytes = memory.span().length;
             let region = match domain.export(memory, 0..bytes, export) {
                 Ok(region) => region,
@@ -172,12 +181,17 @@ impl Rdma {
             .name("rdma".into())
             .spawn(work)
             .map_err(|source| VerbsError::Call { call: "pthread_create", device: name, source })?;
-        Ok(Self { requests, facts, limit, registered, connected })
+        Ok(Self { requests, facts, fabric, limit, registered, connected })
     }
 
     /// What is known of the device.
     pub fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    /// The device's port.
+    pub fn fabric(&self) -> &Fabric {
+        &self.fabric
     }
 
     /// How many clients are connected.

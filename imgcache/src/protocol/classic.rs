@@ -42,6 +42,8 @@ pub(super) fn parse(line: &[u8]) -> Result<Command<'_>, Refused> {
         b"pin" => extension::pin(rest),
         b"unpin" => extension::unpin(rest),
         b"rdma" => extension::rdma(rest),
+        b"push" => extension::push(rest),
+        b"pushed" => extension::pushed(rest),
         b"share" if rest.is_empty() => Ok(Command::Share),
         _ => Err(switched_off(name, rest)),
     }

@@ -95,6 +95,20 @@ pub enum Command<'a> {
         /// The client's end of the connection, as it wrote it.
         endpoint: &'a str,
     },
+    /// `push`: begins to write chunks by RDMA.
+    Push {
+        /// Bytes of the list of chunks that follows.
+        data: u32,
+        /// The client's end of the connection, as it wrote it.
+        endpoint: &'a str,
+    },
+    /// `pushed`: ends it.
+    Pushed {
+        /// The push.
+        id: u64,
+        /// Of how many of its slots the client knows that they are written, from the first on.
+        written: u32,
+    },
     /// `share`: hands over the node's memory, to a client on the same host.
     Share,
 }
@@ -376,9 +390,10 @@ impl<'a> Command<'a> {
     pub fn data(&self) -> Option<u32> {
         match self {
             Self::Store(store) => Some(store.data),
-            Self::MetaSet(_, _, data) | Self::Lease { data, .. } | Self::Pin { data, .. } => {
-                Some(*data)
-            }
+            Self::MetaSet(_, _, data)
+            | Self::Lease { data, .. }
+            | Self::Pin { data, .. }
+            | Self::Push { data, .. } => Some(*data),
             _ => None,
         }
     }

@@ -126,6 +126,8 @@ impl Command<'_> {
             Self::Pin { image, data } => put!(out, "pin {} {data}", hex(image)),
             Self::Unpin { image } => put!(out, "unpin {}", hex(image)),
             Self::Rdma { lease, endpoint } => put!(out, "rdma {lease:016x} {endpoint}"),
+            Self::Push { data, endpoint } => put!(out, "push {data} {endpoint}"),
+            Self::Pushed { id, written } => put!(out, "pushed {id:016x} {written}"),
             Self::Share => put!(out, "share"),
         }
         out.extend_from_slice(b"\r\n");

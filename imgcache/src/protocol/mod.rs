@@ -24,6 +24,7 @@ mod token;
 
 pub use command::{Command, Expiry};
 pub use decoder::{Decoder, Step, Violation};
+pub use extension::{push_record, push_records};
 pub use refusal::Refusal;
 
 /// Bytes of the longest key, decoded or not.
@@ -46,6 +47,12 @@ pub const MAX_DATA: u32 = i32::MAX as u32 - 2;
 
 /// Bytes of an index key, of which `lease` and `pin` send lists.
 pub const INDEX_KEY: usize = 16;
+
+/// Bytes of a chunk in the list of `push`: its key, and its length as 4 bytes, the highest first.
+pub const PUSH_RECORD: usize = 36;
+
+/// Chunks of one `push`, at most.
+pub const MAX_PUSH_RECORDS: usize = 256;
 
 /// Bytes of the longest list of index keys: 262,144 items, 1 GiB in chunks of 4 KiB.
 pub const MAX_KEY_LIST: u32 = 4 << 20;

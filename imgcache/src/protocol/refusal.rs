@@ -1,6 +1,6 @@
 //! What a command line is refused with.
 
-use super::MAX_KEY_LIST;
+use super::{MAX_KEY_LIST, MAX_PUSH_RECORDS, PUSH_RECORD};
 
 /// Why a command is not carried out. Its text is the reply, without the end of the line, and the
 /// same as memcached's where that has one.
@@ -84,4 +84,7 @@ pub enum Refusal {
     /// A list of index keys that is not a multiple of 16 bytes, or too long.
     #[error("CLIENT_ERROR a key list has a multiple of 16 bytes, at most {MAX_KEY_LIST}")]
     KeyList,
+    /// A list of chunks to be pushed that is empty, too long, or ends in the middle of one.
+    #[error("CLIENT_ERROR a push has 1 to {MAX_PUSH_RECORDS} chunks of {PUSH_RECORD} bytes each")]
+    PushList,
 }

@@ -104,6 +104,7 @@ pub(super) fn request() -> impl Strategy<Value = Vec<u8>> {
         ("[0-9a-f]{15,16}", number())
             .prop_map(|(id, ttl)| (format!("lease {id} {ttl}"), String::new())),
         "[0-9a-f]{64}".prop_map(|id| (format!("pin {id}"), String::new())),
+        "[ -~]{0,20}".prop_map(|endpoint| ("push".into(), format!(" {endpoint}"))),
     ];
     let with_data = (stored, vec(any::<u8>(), 0..40), -2..3_i64, any::<bool>()).prop_map(
         |((front, behind), data, wrong, is_wrong)| {
@@ -121,7 +122,7 @@ pub(super) fn request() -> impl Strategy<Value = Vec<u8>> {
             .prop_map(|(name, key, number, quiet)| format!("{name} {key} {number}{quiet}")),
         ("mg|md|ma|me", key(), vec(meta_flag(), 0..20))
             .prop_map(|(name, key, flags)| format!("{name} {key} {}", flags.join(" "))),
-        ("flush_all|verbosity|stats|version|mn|release", vec(number(), 0..3))
+        ("flush_all|verbosity|stats|version|mn|release|pushed", vec(number(), 0..3))
             .prop_map(|(name, words)| format!("{name} {}", words.join(" "))),
         "[ -~]{0,40}",
     ]

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, ValueEnum};
 use imgcache::node::cache::{BackingChoice, CacheConfig, MAX_ITEM_BYTES};
+use imgcache::node::push::{DEFAULT_EXPOSED_PERMILLE, PushChoice};
 use imgcache::node::rdma::{DEFAULT_QUEUES, RdmaConfig};
 use imgcache::node::server::{RdmaChoice, ServerConfig, TlsConfig, UnixConfig};
 use imgcache::transport::verbs;
@@ -102,10 +104,22 @@ struct NetworkOptions {
     #[arg(long, value_name = "ADDR:PORT")]
     http: Option<SocketAddr>,
 
-    /// Let clients read the memory by RDMA: auto (if there is a device), off, or the name of a device,
-    /// without which the node then does not start.
+    /// Let clients read the memory by RDMA: auto (if there is a device; of several that of the first
+    /// --listen address that any has), off, or the name of a device, without which the node then does not
+    /// start.
     #[arg(long, value_name = "auto|off|DEVICE", default_value = "auto")]
     rdma: String,
+
+    /// Let clients write chunks by RDMA, each into memory of its own, which is hashed before anybody else can
+    /// see it: auto (where the device keeps them to that memory), on (on any device), off. Soft-RoCE does
+    /// not enforce it: with "on", whoever may connect could overwrite other chunks there, which readers
+    /// then refuse by their hashes.
+    #[arg(long, value_enum, default_value_t = PushMode::Auto, value_name = "auto|on|off")]
+    rdma_push: PushMode,
+
+    /// How much of the memory may be open to writers by RDMA at once, in thousandths.
+    #[arg(long, value_name = "PERMILLE", default_value_t = DEFAULT_EXPOSED_PERMILLE)]
+    max_exposed_permille: u16,
 
     /// Clients that may be connected by RDMA at once.
     #[arg(long, value_name = "NUMBER", default_value_t = DEFAULT_QUEUES)]
@@ -202,6 +216,17 @@ enum Pages {
     Small,
 }
 
+/// Whether clients may write by RDMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PushMode {
+    /// Where the device enforces the bounds of memory windows.
+    Auto,
+    /// On any device.
+    On,
+    /// Not at all.
+    Off,
+}
+
 /// Forms of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -247,7 +272,13 @@ fn host_name() -> String {
 
 impl NetworkOptions {
     fn rdma(&self) -> RdmaChoice {
-        let config = |device| RdmaConfig { device, queues: self.rdma_queues };
+        let push = match self.rdma_push {
+            PushMode::Auto => PushChoice::Auto,
+            PushMode::On => PushChoice::On,
+            PushMode::Off => PushChoice::Off,
+        };
+        let (queues, max_exposed_permille) = (self.rdma_queues, self.max_exposed_permille);
+        let config = |device| RdmaConfig { device, queues, push, max_exposed_permille };
         match self.rdma.as_str() {
             "off" => RdmaChoice::Off,
             "auto" => RdmaChoice::Auto(config(None)),
@@ -263,6 +294,18 @@ impl NetworkOptions {
 }
 
 impl Cli {
+    /// Checks that the options go together.
+    ///
+    /// # Errors
+    /// Two that do not, for clap to print.
+    pub fn check(&self) -> Result<(), clap::Error> {
+        if self.network.rdma == "off" && self.network.rdma_push == PushMode::On {
+            let words = "--rdma-push on needs RDMA, which --rdma off forbids";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, words));
+        }
+        Ok(())
+    }
+
     /// What the cache is to be like.
     pub fn cache(&self) -> CacheConfig {
         let (memory, leases) = (&self.memory, &self.leases);

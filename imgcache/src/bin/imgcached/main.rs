@@ -43,6 +43,9 @@ enum Failed {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Err(error) = cli.check() {
+        error.exit();
+    }
     let (format, verbose) = cli.logging();
     logging::start(format, verbose);
     let exit = run(&cli).unwrap_or_else(|failed| {

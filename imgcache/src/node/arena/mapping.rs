@@ -196,6 +196,53 @@ impl Iterator for Bits {
     }
 }
 
+/// A slot of whose bytes there is no reference, so that devices may write to them; and what has to be told
+/// when it goes, which is dropped after the slot.
+#[derive(Debug)]
+pub struct Blind<T> {
+    slot: Slot,
+    owner: T,
+}
+
+impl<T> Blind<T> {
+    /// Lets nobody look at `slot` until [`Blind::into_parts`].
+    pub fn new(slot: Slot, owner: T) -> Self {
+        Self { slot, owner }
+    }
+
+    /// Where it begins, in bytes from the start of the mapping.
+    pub fn offset(&self) -> usize {
+        self.slot.offset
+    }
+
+    /// Bytes that may be written.
+    pub fn length(&self) -> usize {
+        self.slot.length
+    }
+
+    /// Bytes that it takes.
+    pub fn capacity(&self) -> usize {
+        self.slot.capacity
+    }
+
+    /// What is told.
+    pub fn owner(&self) -> &T {
+        &self.owner
+    }
+
+    /// The slot, to which no device writes any more.
+    pub fn into_parts(self) -> (Slot, T) {
+        (self.slot, self.owner)
+    }
+}
+
+// SAFETY: the slot's own span, which stays as it is while it is in here; no reference to its bytes is made.
+unsafe impl<T: fmt::Debug + Send + 'static> Part for Blind<T> {
+    fn span(&self) -> Span {
+        self.slot.span()
+    }
+}
+
 /// Part of the mapping, which nobody else has.
 #[derive(Debug)]
 pub struct Slot {

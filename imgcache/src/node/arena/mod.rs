@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 pub use backing::{Backing, BackingChoice, InvalidBacking};
-pub use mapping::{GRANULE, Slot};
+pub use mapping::{Blind, GRANULE, Slot};
 pub use open::{Opened, open};
 
 use rustix::fs::{Mode, OFlags, SealFlags, fcntl_get_seals};

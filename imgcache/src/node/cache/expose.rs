@@ -9,14 +9,15 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Cache;
-use super::item::{Block, Reservation, Seen};
+use super::item::{Block, GiveBack, Reservation, Seen};
+use crate::node::arena::Blind;
 
 /// Which exposure; each of a process has another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ExposureId(u64);
 
-/// That nobody can write into exposed memory any more. It is only as true as who makes it: the memory
-/// window is invalidated, and that was confirmed, or its connection is gone.
+/// That nobody can write into exposed memory any more. It is only as true as who makes it: the queue
+/// through which it could be written is destroyed, and that was confirmed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WritesEnded(ExposureId);
 
@@ -29,66 +30,57 @@ impl WritesEnded {
 
 /// Memory into which somebody may be writing. If it is dropped, its memory is left alone until
 /// [`Cache::free_exposed`].
+pub type Exposed = Blind<Exposure>;
+
+/// What becomes of the place of exposed memory.
 #[derive(Debug)]
-pub struct Exposed {
+pub struct Exposure {
     id: ExposureId,
     /// Taken out when it is taken back, or dropped.
-    block: Option<Block>,
-    offset: usize,
-    length: usize,
+    give_back: Option<GiveBack>,
 }
 
 impl Reservation {
     /// Lets others write into this memory by themselves.
     pub fn expose(self) -> Exposed {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let Self { block } = self;
-        block.give_back.set_seen(Seen::Writers);
+        let Block { slot, give_back } = self.block;
+        give_back.set_seen(Seen::Writers);
         let id = ExposureId(NEXT.fetch_add(1, Ordering::Relaxed));
-        let (offset, length) = (block.slot.offset(), block.slot.bytes().len());
-        Exposed { id, block: Some(block), offset, length }
+        Blind::new(slot, Exposure { id, give_back: Some(give_back) })
     }
 }
 
 impl Exposed {
     /// Which exposure this is.
     pub fn id(&self) -> ExposureId {
-        self.id
-    }
-
-    /// Where it begins, in bytes from the start of the arena.
-    pub fn offset(&self) -> usize {
-        self.offset
-    }
-
-    /// How many bytes may be written.
-    pub fn length(&self) -> usize {
-        self.length
+        self.owner().id
     }
 
     /// The reservation again, with what was written into it.
     ///
     /// # Errors
     /// The proof is of another exposure; this one goes on.
-    pub fn take_back(mut self, proof: WritesEnded) -> Result<Reservation, Self> {
-        match self.block.take() {
-            Some(block) if proof.0 == self.id => {
-                block.give_back.set_seen(Seen::Nobody);
-                Ok(Reservation { block })
+    pub fn take_back(self, proof: WritesEnded) -> Result<Reservation, Self> {
+        if proof.0 != self.id() {
+            return Err(self);
+        }
+        let (slot, mut owner) = self.into_parts();
+        match owner.give_back.take() {
+            Some(give_back) => {
+                give_back.set_seen(Seen::Nobody);
+                Ok(Reservation { block: Block { slot, give_back } })
             }
-            block => {
-                self.block = block;
-                Err(self)
-            }
+            None => Err(Self::new(slot, owner)),
         }
     }
 }
 
-impl Drop for Exposed {
+impl Drop for Exposure {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
-            let returns = std::sync::Arc::clone(&block.give_back.returns);
-            returns.park(self.id, block);
+        if let Some(give_back) = self.give_back.take() {
+            let returns = std::sync::Arc::clone(&give_back.returns);
+            returns.park(self.id, &give_back);
         }
     }
 }

@@ -49,13 +49,10 @@ impl Returns {
         std::mem::swap(&mut *lock(&self.places), into);
     }
 
-    /// Leaves what `block` was alone until [`Returns::unpark`], and drops it.
-    pub fn park(&self, id: ExposureId, block: Block) {
-        let mut parked = lock(&self.parked);
-        let place = block.give_back.place;
-        // Whoever frees it must find its bytes free.
-        drop(block);
-        parked.insert(id, place);
+    /// Leaves what `give_back` was for alone until [`Returns::unpark`]. Its slot is gone already: whoever
+    /// frees it must find its bytes free.
+    pub fn park(&self, id: ExposureId, give_back: &GiveBack) {
+        lock(&self.parked).insert(id, give_back.place);
     }
 
     /// Gives back what was parked. Returns whether there was anything.

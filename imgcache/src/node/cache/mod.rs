@@ -40,7 +40,7 @@ pub use config::{
 };
 pub use counters::{ClassStats, Counters, Counts, Granted, Held, Maintained, Placement};
 pub use error::{CacheError, ReserveError, StoreError};
-pub use expose::{Exposed, ExposureId, WritesEnded};
+pub use expose::{Exposed, Exposure, ExposureId, WritesEnded};
 use item::Content;
 pub use item::{Item, Reservation, Win};
 pub use key::{Key, Kind, PerKind};

@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Shared;
 use super::connections::{Registered, State};
+use super::execute::afar::Afar;
 use super::execute::{self, Keys, Next};
 use super::input::Input;
 use super::output::{Output, SLICES};
@@ -25,7 +26,6 @@ use super::stream::Stream;
 use super::transfer::Transfer;
 use crate::node::cache::Now;
 use crate::protocol::{Decoder, Refusal, Step, Violation, reply};
-use crate::transport::verbs::Endpoint;
 
 /// Requests of one connection before others get their turn.
 const TURN_REQUESTS: usize = 64;
@@ -59,8 +59,8 @@ enum Turn {
     Read,
     /// The output must be sent first, or others be let on.
     Again { is_long: bool },
-    /// A queue must be connected for this lease.
-    Connect(u64, Box<Endpoint>),
+    /// The output must be sent first, and then what the device's thread answers.
+    Afar(Afar),
     /// The memory must be handed over.
     Share,
     /// The output must be sent first, and then what this gives.
@@ -104,8 +104,12 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: Stream, registered: Regis
     };
     let Session { shared, stream, registered, .. } = &mut session;
     let connection = &registered.connection;
+    let id = u64::from(connection.id.unsigned_abs());
     if let Some(rdma) = &shared.rdma {
-        rdma.close(u64::from(connection.id.unsigned_abs()));
+        rdma.close(id);
+    }
+    if let Ok(push) = &shared.push {
+        push.close(id);
     }
     let is_sent_away = matches!(end, End::SentAway);
     match end {
@@ -161,12 +165,10 @@ impl Session {
                     self.shared.counters.yields.add_one();
                     tokio::task::yield_now().await;
                 }
-                Turn::Connect(lease, endpoint) => {
-                    let Some(rdma) = &self.shared.rdma else { continue };
-                    let id = self.registered.connection.id;
-                    let granted =
-                        rdma.connect(u64::from(id.unsigned_abs()), lease, *endpoint).await;
-                    execute::afar::connected(&self.shared, granted, &mut self.output);
+                Turn::Afar(afar) => {
+                    let id = u64::from(self.registered.connection.id.unsigned_abs());
+                    // Apart, so that other connections do not carry it along.
+                    Box::pin(afar.ask(&self.shared, id, &mut self.output)).await?;
                 }
                 Turn::Share => self.share().await?,
                 Turn::Slow(slow) => {
@@ -231,9 +233,10 @@ impl Session {
                 *since = None;
                 if let Some(pending) = transfer.take() {
                     let peer = &registered.connection.peer;
-                    let next = execute::finish(shared, *pending, is_sound, peer, output, now);
-                    if let Next::Slow(slow) = next {
-                        return Turn::Slow(slow);
+                    match execute::finish(shared, *pending, is_sound, peer, output, now) {
+                        Next::Slow(slow) => return Turn::Slow(slow),
+                        Next::Afar(afar) => return Turn::Afar(afar),
+                        _ => (),
                     }
                 }
                 continue;
@@ -285,7 +288,7 @@ impl Session {
                 Next::Done | Next::Get(_) => {}
                 Next::Receive(begun) => *transfer = Some(begun),
                 Next::Skip(length) => decoder.skip_data(length),
-                Next::Connect(lease, endpoint) => return Turn::Connect(lease, endpoint),
+                Next::Afar(afar) => return Turn::Afar(afar),
                 Next::Share => return Turn::Share,
                 Next::Slow(slow) => return Turn::Slow(slow),
                 Next::Close => return Turn::Close(End::Closed),

@@ -54,6 +54,8 @@ counters! {
     rdma,
     /// `share` requests.
     share,
+    /// `push` requests.
+    push,
     /// Connections accepted, those refused not among them.
     connections,
     /// Connections refused because there were too many.

@@ -32,6 +32,9 @@ pub enum ServerError {
     /// RDMA that was asked for by name.
     #[error("no RDMA: {0}")]
     Rdma(#[from] crate::transport::verbs::VerbsError),
+    /// Pushes that were asked for.
+    #[error("no pushes by RDMA (--rdma-push on): {0}")]
+    Push(crate::node::push::PushOff),
     /// No threads.
     #[error("cannot start threads: {0}")]
     Threads(#[source] io::Error),

@@ -122,6 +122,7 @@ impl Collector for Snapshot {
         let mut writer = Writer(encoder);
         let all = self.0.cache.counters();
         self.server(&mut writer)?;
+        self.pushes(&mut writer)?;
         cache_counts(&mut writer, &all)?;
         cache_state(&mut writer, &all)?;
         self.classes(&mut writer)
@@ -149,6 +150,23 @@ impl Snapshot {
         writer.gauge("connections", "Connections now", None, connections)?;
         let limit = shared.config.max_connections as u64;
         writer.gauge("connections_limit", "Connections that there may be", None, limit)
+    }
+
+    fn pushes(&self, writer: &mut Writer<'_>) -> fmt::Result {
+        let Ok(push) = &self.0.push else { return Ok(()) };
+        let all = push.counters().named();
+        let of = |wanted: &str| all.iter().find(|(name, _)| *name == wanted).map_or(0, |(_, n)| *n);
+        writer.gauge("pushes", "Pushes by RDMA that are open", None, of("open"))?;
+        let bytes = Some(&Unit::Bytes);
+        let help = "Bytes of memory that clients may be writing to by RDMA";
+        writer.gauge("pushes_exposed", help, bytes, of("exposed"))?;
+        writer.counter("pushes_begun", "Pushes by RDMA that were begun", None, of("begun"))?;
+        let help = "Bytes that came by RDMA WRITE and were published";
+        writer.counter("pushed", help, bytes, of("stored_bytes"))?;
+        let results =
+            ["stored", "kept", "full", "damaged", "failed", "expired", "abandoned", "lost"];
+        let results = results.map(|result| (result, of(result)));
+        writer.counters("pushed_chunks", "Chunks to be pushed by RDMA", "result", results)
     }
 
     fn classes(&self, writer: &mut Writer<'_>) -> fmt::Result {

@@ -48,6 +48,7 @@ pub use self::http::{Http, Opening};
 use self::tls::Tls;
 pub use self::tls::TlsError;
 use crate::node::cache::{Cache, Now};
+use crate::node::push::{Push, PushChoice, PushOff};
 use crate::node::rdma::Rdma;
 
 /// Memory for long lines and lists of keys, of all connections together, in bytes.
@@ -69,6 +70,8 @@ struct Shared {
     input_budget: budget::Budget,
     tls: Option<Arc<Tls>>,
     rdma: Option<Rdma>,
+    /// Pushes by RDMA, or why there are none.
+    push: Result<Push, PushOff>,
     workers: workers::Workers,
     slow: slow::Lanes,
     /// What leases are called in statistics: by a hash with a key that nobody knows.
@@ -126,7 +129,7 @@ pub enum Drained {
     Whole,
     /// Time was up.
     TimedOut {
-        /// Leases that were still held.
+        /// Leases that were still held, and pushes that were open.
         leases: u64,
         /// Connections with an unfinished request.
         busy: usize,
@@ -186,7 +189,8 @@ impl Server {
             unix: unix.as_ref().map(|(_, path)| path.clone()),
             http: http.as_ref().map(Http::address),
         };
-        let rdma = rdma(&config.rdma, &cache)?;
+        let rdma = rdma(&config.rdma, &addresses, &cache)?;
+        let push = push(&config.rdma, rdma.as_ref(), &cache)?;
         let threads = config.threads;
         let shared = Arc::new(Shared {
             cache,
@@ -198,6 +202,7 @@ impl Server {
             input_budget: budget::Budget::new(INPUT_BUDGET),
             tls,
             rdma,
+            push,
             workers: workers::Workers::start(threads).map_err(ServerError::Threads)?,
             slow: slow::Lanes::default(),
             lease_names: RandomState::new(),
@@ -256,13 +261,18 @@ impl Server {
 }
 
 /// Begins to let clients read by RDMA, where there is a device, or there must be one.
-fn rdma(choice: &RdmaChoice, cache: &Cache) -> Result<Option<Rdma>, ServerError> {
+fn rdma(
+    choice: &RdmaChoice,
+    addresses: &Addresses,
+    cache: &Cache,
+) -> Result<Option<Rdma>, ServerError> {
     let (config, required) = match choice {
         RdmaChoice::Off => return Ok(None),
         RdmaChoice::Auto(config) => (config, false),
         RdmaChoice::Required(config) => (config, true),
     };
-    match Rdma::start(config, cache.arena().memory(), cache.announcement()) {
+    let addresses: Vec<_> = addresses.tcp.iter().map(SocketAddr::ip).collect();
+    match Rdma::start(config, &addresses, cache.arena().memory(), cache.announcement()) {
         Ok(rdma) => Ok(Some(rdma)),
         Err(error) if required => Err(error.into()),
         Err(error) => {
@@ -272,7 +282,32 @@ fn rdma(choice: &RdmaChoice, cache: &Cache) -> Result<Option<Rdma>, ServerError>
     }
 }
 
-/// Waits for leases, during which everything but new ones is served; then for the requests that have
+/// Begins to let clients push by RDMA, where that is wanted and can be had.
+fn push(
+    choice: &RdmaChoice,
+    rdma: Option<&Rdma>,
+    cache: &Arc<Cache>,
+) -> Result<Result<Push, PushOff>, ServerError> {
+    let (RdmaChoice::Auto(config) | RdmaChoice::Required(config)) = choice else {
+        return Ok(Err(PushOff::NoRdma));
+    };
+    let allowed = match rdma {
+        None => Err(PushOff::NoRdma),
+        Some(rdma) => config.push.allows(&rdma.facts().device).map(|()| rdma),
+    };
+    let started = allowed.and_then(|rdma| {
+        Push::start(rdma.fabric(), cache, config.max_exposed_permille)
+            .map_err(|error| PushOff::Device(error.to_string()))
+    });
+    match (&started, config.push) {
+        (Err(off), PushChoice::On) => return Err(ServerError::Push(off.clone())),
+        (Err(off), _) if rdma.is_some() => tracing::info!("no pushes by RDMA: {off}"),
+        _ => (),
+    }
+    Ok(started)
+}
+
+/// Waits for leases and pushes, during which everything but new ones is served; then for the requests that have
 /// begun, during which nothing else is.
 async fn drain(shared: &Shared, mut accepting: JoinSet<()>) -> Drained {
     shared.set_stage(Stage::Draining);
@@ -280,7 +315,8 @@ async fn drain(shared: &Shared, mut accepting: JoinSet<()>) -> Drained {
     let deadline = Instant::now() + shared.config.drain_timeout;
     let held = || {
         let counters = shared.cache.counters();
-        counters.leases + counters.closing_leases
+        let pushes = shared.push.as_ref().map_or(0, Push::open);
+        counters.leases + counters.closing_leases + pushes
     };
     let mut leases = held();
     while leases > 0 && Instant::now() < deadline {

@@ -2,6 +2,7 @@
 
 use super::budget::Permit;
 use crate::node::cache::{Attributes, Key, Reservation, StoreMode};
+use crate::transport::verbs::Endpoint;
 
 /// A data block of which a part may have come.
 #[derive(Debug)]
@@ -45,6 +46,9 @@ pub(super) enum Then {
     },
     Pin {
         image: [u8; 32],
+    },
+    Push {
+        peer: Box<Endpoint>,
     },
 }
 

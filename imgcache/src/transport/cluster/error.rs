@@ -51,12 +51,18 @@ pub enum NodeError {
     /// RDMA failed on this host.
     #[error("RDMA: {0}")]
     Verbs(#[from] VerbsError),
-    /// A READ failed.
+    /// A READ or WRITE failed.
     #[error("RDMA: {0}")]
     Rdma(Status),
+    /// The right to read has run out, because nobody asked for more time: this host stood still.
+    #[error("the right to read by RDMA has run out")]
+    Expired,
     /// It cannot be read in the way that was asked for.
     #[error("cannot be read as was asked for: {0}")]
     NoLink(String),
+    /// It cannot be pushed to in the way that was asked for.
+    #[error("cannot be pushed to as was asked for: {0}")]
+    NoPush(String),
     /// It failed several times of late and is not asked before some time has passed.
     #[error("is not asked for another {} ms, since it failed: {last}", wait.as_millis())]
     LeftAlone {

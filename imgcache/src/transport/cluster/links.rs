@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -18,7 +18,7 @@ use super::shared::SharedArena;
 use crate::cluster::address::NodeAddress;
 use crate::index::announce::Announcement;
 use crate::parallel::lock;
-use crate::transport::verbs::{Domain, Fabric, VerbsError};
+use crate::transport::verbs::{Domain, Fabric, LinkLayer, VerbsError};
 
 /// What chunks come by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
@@ -110,6 +110,14 @@ impl Chosen {
             Self::Rdma(_, reason) | Self::Tcp(reason) => Some(reason),
         }
     }
+
+    /// The name of the RDMA device of this host.
+    pub(super) fn device(&self) -> Option<&str> {
+        match self {
+            Self::Rdma(domain, _) => Some(&domain.fabric().device().name),
+            Self::Shared(_) | Self::Tcp(_) => None,
+        }
+    }
 }
 
 /// Decides by what the chunks of `node` come.
@@ -119,7 +127,7 @@ impl Chosen {
 pub(super) fn choose(
     node: &Node,
     choice: LinkChoice,
-    device: &LocalDevice,
+    devices: &LocalDevices,
     deadline: Instant,
 ) -> Result<Chosen, NodeError> {
     let mut reasons = Vec::new();
@@ -130,8 +138,11 @@ pub(super) fn choose(
         }
     }
     if choice.allows(LinkKind::Rdma) {
-        match device.domain() {
-            Ok(domain) => return Ok(Chosen::Rdma(domain.clone(), reasons.join("; "))),
+        match devices.domain_to(node.address()) {
+            Ok((domain, why)) => {
+                reasons.extend(why);
+                return Ok(Chosen::Rdma(domain, reasons.join("; ")));
+            }
             Err(reason) => reasons.push(format!("rdma: {reason}")),
         }
     }
@@ -142,28 +153,60 @@ pub(super) fn choose(
     Err(NodeError::NoLink(reasons.join("; ")))
 }
 
-/// The RDMA device of this host, opened when it is first asked for.
+/// The RDMA devices of this host, each opened when it is first needed: one for each address from which this
+/// host reaches nodes.
 #[derive(Debug, Default)]
-pub(super) struct LocalDevice(OnceLock<Result<Domain, String>>);
+pub(super) struct LocalDevices(Mutex<Vec<Opened>>);
+
+/// A domain of the device for what is reached from one address, or why there is none.
+#[derive(Debug)]
+struct Opened {
+    /// None of all peers of which that is not known.
+    local: Option<IpAddr>,
+    domain: Result<Domain, String>,
+}
 
 /// Where the kernel lists RDMA devices.
 const DEVICES: &str = "/sys/class/infiniband";
 
-impl LocalDevice {
+impl LocalDevices {
     /// Whether the kernel has any. Loading the library to ask it takes longer than connecting to a node.
-    pub(super) fn is_likely() -> bool {
+    pub(super) fn are_likely() -> bool {
         std::fs::read_dir(DEVICES).is_ok_and(|mut devices| devices.next().is_some())
     }
 
-    fn domain(&self) -> Result<&Domain, &str> {
-        let opened = self.0.get_or_init(|| {
-            if !Self::is_likely() {
-                return Err(VerbsError::NoDevice.to_string());
-            }
-            let opened = Fabric::open_any().and_then(|fabric| fabric.domain());
-            opened.map_err(|error| error.to_string())
-        });
-        opened.as_ref().map_err(String::as_str)
+    /// A domain of the device by which `peer` is reached. If it is not known which that is, of another, and why.
+    fn domain_to(&self, peer: &NodeAddress) -> Result<(Domain, Option<String>), String> {
+        if !Self::are_likely() {
+            return Err(VerbsError::NoDevice.to_string());
+        }
+        let local = addresses_to(peer).next().map(|(_, local)| local);
+        let mut opened = lock(&self.0);
+        let known = opened.iter().find(|one| one.local == local);
+        let domain = if let Some(known) = known {
+            known.domain.clone()
+        } else {
+            let addresses: Vec<IpAddr> = local.into_iter().collect();
+            let domain = Fabric::open_for(&addresses).and_then(|fabric| fabric.domain());
+            let domain = domain.map_err(|error| error.to_string());
+            opened.push(Opened { local, domain: domain.clone() });
+            domain
+        }?;
+        Ok((domain.clone(), guessed(domain.fabric(), local)))
+    }
+}
+
+/// Why it is a guess that a peer which is reached from the address `local` is reached by `fabric`, if it is.
+fn guessed(fabric: &Fabric, local: Option<IpAddr>) -> Option<String> {
+    // Subnets of InfiniBand have addresses of their own.
+    if fabric.port().link == LinkLayer::InfiniBand {
+        return None;
+    }
+    let name = &fabric.device().name;
+    match local {
+        Some(local) if fabric.gid().is(local) => None,
+        Some(local) => Some(format!("rdma: no device has the address {local}, so {name} is used")),
+        None => Some(format!("rdma: it is not known what leads to the node, so {name} is used")),
     }
 }
 
@@ -194,22 +237,28 @@ impl Sharing {
 /// How long a node may take to hand over its memory.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Whether what is sent to this address stays on this host: the system would send it from the same address.
-/// Nothing is sent for that, so that a node elsewhere, or one that is down, costs no time.
-fn is_on_this_host(address: &NodeAddress) -> bool {
-    let NodeAddress::Tcp { host, port } = address else { return true };
-    let Ok(addresses) = (host.as_str(), *port).to_socket_addrs() else { return false };
-    addresses.into_iter().any(|peer| {
+/// The addresses of a peer, each with the one from which this host would send to it. Nothing is sent for that,
+/// so that a node elsewhere, or one that is down, costs no time.
+fn addresses_to(peer: &NodeAddress) -> impl Iterator<Item = (IpAddr, IpAddr)> {
+    let addresses = match peer {
+        NodeAddress::Tcp { host, port } => (host.as_str(), *port).to_socket_addrs().ok(),
+        NodeAddress::Unix(_) => None,
+    };
+    addresses.into_iter().flatten().filter_map(|peer| {
         let any: IpAddr = match peer {
             SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
             SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
-        let local = UdpSocket::bind((any, 0)).and_then(|socket| {
-            socket.connect(peer)?;
-            socket.local_addr()
-        });
-        local.is_ok_and(|local| local.ip() == peer.ip())
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(peer).ok()?;
+        Some((peer.ip(), socket.local_addr().ok()?.ip()))
     })
+}
+
+/// Whether what is sent to this address stays on this host: the system would send it from the same address.
+pub(super) fn is_on_this_host(address: &NodeAddress) -> bool {
+    matches!(address, NodeAddress::Unix(_))
+        || addresses_to(address).any(|(peer, local)| peer == local)
 }
 
 /// The socket of this host at which the node hands over its memory; and the boot id of the node, if it was

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::board::{Board, Outcome, Stop, Task, Work};
 use super::error::NodeError;
-use super::lease::Lease;
-use super::links::{self, Chosen, LinkChoice, LinkKind, LocalDevice};
+use super::lease::{Keep, Lease};
+use super::links::{self, Chosen, LinkChoice, LinkKind, LocalDevices};
 use super::node::Topology;
 use super::origin::OriginWorker;
 use super::rdma::link::{RdmaLink, SCRATCH_BYTES};
@@ -127,7 +127,7 @@ impl<'a> Load<'a> {
     ) -> (Result<(), TransportError>, CacheReport, Lease) {
         let mut scratch = self.scratch(reads.len());
         let (board, used) = self.post(reads);
-        let mut lease = Lease::take(self.topology, &self.kept);
+        let mut lease = Lease::new(self.topology, &self.kept);
         let nodes = &self.topology.nodes;
         let here = &self;
         thread::scope(|scope| {
@@ -137,8 +137,8 @@ impl<'a> Load<'a> {
             for node in used {
                 board.join(node, connections);
                 for _ in 0..connections {
-                    let (board, scratch) = (&board, scratch[node].take());
-                    scope.spawn(move || here.work(board, node, scratch));
+                    let (board, scratch, keep) = (&board, scratch[node].take(), lease.keep());
+                    scope.spawn(move || here.work(board, node, scratch, &keep));
                 }
             }
             if self.session.has_origin() {
@@ -153,6 +153,7 @@ impl<'a> Load<'a> {
         let named =
             nodes.iter().zip(&tally.nodes).enumerate().map(|(number, (node, report))| NodeReport {
                 name: node.name().to_owned(),
+                device: self.device(number),
                 link_reason: self.reason(number),
                 ..report.clone()
             });
@@ -176,7 +177,7 @@ impl<'a> Load<'a> {
     /// Memory for the queue to each node, if there can be any; until it is used it is not there.
     fn scratch(&self, chunks: usize) -> Vec<Vec<u8>> {
         let nodes = self.topology.nodes.len();
-        if !LocalDevice::is_likely() {
+        if !LocalDevices::are_likely() {
             return vec![Vec::new(); nodes];
         }
         // At most twice its share, or else the table is read bucket by bucket.
@@ -185,20 +186,28 @@ impl<'a> Load<'a> {
     }
 
     /// One thread's part: brings chunks from a node. With memory of its own it can do so by RDMA.
-    fn work<'m>(&self, board: &Board<'m>, number: usize, scratch: Option<&'m mut [u8]>) {
+    fn work<'m>(
+        &self,
+        board: &Board<'m>,
+        number: usize,
+        scratch: Option<&'m mut [u8]>,
+        keep: &Keep,
+    ) {
         let mut worker = Worker::new(self, board, number);
         let node = &self.topology.nodes[number];
-        let device = &self.session.cluster.0.device;
-        let choose = || links::choose(node, self.options.link, device, self.deadline);
+        let devices = &self.session.cluster.0.devices;
+        let choose = || links::choose(node, self.options.link, devices, self.deadline);
         match self.links[number].get_or_init(choose) {
             Ok(Chosen::Shared(arena)) => {
+                keep.at(number);
                 worker.run(LinkKind::Shared, SharedLink::new(Arc::clone(arena)));
             }
             Ok(Chosen::Tcp(_)) => {
+                keep.at(number);
                 worker.run(LinkKind::Tcp, TcpLink::default());
             }
             Ok(Chosen::Rdma(domain, _)) => match scratch {
-                Some(scratch) => self.work_by_rdma(&mut worker, domain, scratch),
+                Some(scratch) => self.work_by_rdma(&mut worker, domain, scratch, keep),
                 // One queue to a node is enough.
                 None => {
                     worker.leave_to_others();
@@ -214,6 +223,7 @@ impl<'a> Load<'a> {
         worker: &mut Worker<'_, 'm>,
         domain: &Domain,
         scratch: &'m mut [u8],
+        keep: &Keep,
     ) {
         let ended = domain.scope(|scope| match RdmaLink::new(scope, scratch) {
             Ok(link) => worker.run(LinkKind::Rdma, link),
@@ -224,10 +234,16 @@ impl<'a> Load<'a> {
         log::info!("cache node {}: {reason}", worker.node.name());
         if self.options.link == LinkChoice::Auto {
             lock(&self.fallbacks)[worker.number] = Some(reason);
+            keep.at(worker.number);
             worker.run(LinkKind::Tcp, TcpLink::default());
         } else {
             worker.give_up(&NodeError::NoLink(reason));
         }
+    }
+
+    /// The RDMA device by which this node was to be read.
+    fn device(&self, number: usize) -> Option<String> {
+        self.links[number].get()?.as_ref().ok()?.device().map(str::to_owned)
     }
 
     /// Why chunks of this node came by nothing faster.

@@ -36,9 +36,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 pub use self::error::{ClusterError, NodeError};
-use self::links::LocalDevice;
+use self::links::LocalDevices;
 pub use self::links::{InvalidLink, LinkChoice, LinkKind};
 pub use self::node::{Candidates, Node, Topology};
+pub use self::rdma::answer::{RdmaAnswer, RdmaAnswerError};
 pub use self::report::{CacheReport, LinkCounts, NodeReport};
 use self::session::ClusterSession;
 pub use self::tcp::connection::{Connection, Item, Put, PutAnswer};
@@ -126,7 +127,7 @@ struct Inner {
     topology: Mutex<Arc<Topology>>,
     origin: Option<Box<dyn Transport>>,
     /// For RDMA.
-    device: LocalDevice,
+    devices: LocalDevices,
     /// Names that came from the origin, to be published once their image is loaded.
     pulled: Mutex<Vec<(ManifestId, ImageName)>>,
 }
@@ -155,8 +156,8 @@ impl Cluster {
         let (connect, progress) = (options.connect, options.progress);
         let dialer = Arc::new(Dialer { tls, connect, progress });
         let topology = Mutex::new(Arc::new(Topology::new(&members, &dialer, None)));
-        let (url, pulled, device) = (url.clone(), Mutex::default(), LocalDevice::default());
-        Ok(Self(Arc::new(Inner { url, options, dialer, file, topology, origin, device, pulled })))
+        let (url, pulled, devices) = (url.clone(), Mutex::default(), LocalDevices::default());
+        Ok(Self(Arc::new(Inner { url, options, dialer, file, topology, origin, devices, pulled })))
     }
 
     /// How it is used.

@@ -5,15 +5,18 @@
 //! left out and told of, as long as each item has one node that took it. Before the name is set, all
 //! that was sent is asked for again: memcached forgets without a word when its memory is full.
 
+mod links;
 mod publisher;
+mod writes;
 
 use std::collections::HashSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+pub use self::links::NodePush;
 use self::publisher::{Entry, Publisher, Source};
-use super::Cluster;
+use super::{Cluster, LinkCounts};
 use crate::client::Progress;
 use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
@@ -41,6 +44,10 @@ pub struct PublishReport {
     pub bytes_zero: u64,
     /// Bytes that went to nodes, counted for each replica, the manifest's included.
     pub bytes_sent: u64,
+    /// The same, by what they went by.
+    pub bytes_by: LinkCounts,
+    /// The same of each node, and why by nothing faster; those that were sent nothing are left out.
+    pub nodes: Vec<NodePush>,
     /// Number of all chunks.
     pub chunks_total: u64,
     /// Number of chunks that at least one node was sent.
@@ -107,6 +114,11 @@ pub fn publish(
     publisher.require(&sent)?;
     let revision = publisher.set_name(name)?;
     let (bytes_sent, nodes_down) = publisher.end();
+    let nodes = publisher.links();
+    let mut bytes_by = LinkCounts::default();
+    for (kind, bytes) in nodes.iter().flat_map(|node| node.bytes_by.named()) {
+        bytes_by.add(kind, bytes);
+    }
     Ok(PublishReport {
         id: publisher.id,
         bytes_total: total,
@@ -114,6 +126,8 @@ pub fn publish(
         bytes_shared: total - bytes_new - bytes_zero,
         bytes_zero,
         bytes_sent,
+        bytes_by,
+        nodes,
         chunks_total: u64::try_from(manifest.chunks.len()).unwrap_or(u64::MAX),
         chunks_new: u64::try_from(missing.len()).unwrap_or(u64::MAX),
         replicas: publisher.topology.replicas(),
@@ -132,6 +146,8 @@ fn send_chunks(
 ) -> Result<(), TransportError> {
     let manifest = session.manifest();
     let mut rest = missing;
+    // In one piece, so that it is registered at once where it is written by RDMA.
+    let mut memory = Vec::new();
     while !rest.is_empty() {
         let mut sum = 0_usize;
         let fits = |(at, _): &&(usize, Vec<usize>)| {
@@ -139,9 +155,11 @@ fn send_chunks(
             sum <= BATCH_BYTES
         };
         let (now, later) = rest.split_at(rest.iter().take_while(fits).count().max(1));
-        let mut memory: Vec<Vec<u8>> =
-            now.iter().map(|(at, _)| vec![0; chunks[*at].length]).collect();
-        let reads = now.iter().zip(&mut memory).filter_map(|((at, _), buffer)| {
+        let lengths = || now.iter().map(|(at, _)| chunks[*at].length);
+        memory.resize(lengths().sum(), 0);
+        let mut unread = &mut memory[..];
+        let buffers = lengths().map_while(|length| unread.split_off_mut(..length));
+        let reads = now.iter().zip(buffers).filter_map(|((at, _), buffer)| {
             let Source::Chunk(index) = chunks[*at].source else { return None };
             let key = manifest.chunk(index)?.entry.key;
             Some(ChunkRead { index, key, buffer })
@@ -150,10 +168,11 @@ fn send_chunks(
         session.fetch(reads.collect(), &|index, content| {
             manifest.chunk(index).is_some_and(|chunk| chunk.entry.has_key(content))
         })?;
+        let mut unsent = &memory[..];
         let sent: Vec<(&Entry, &[u8], &[usize])> = now
             .iter()
-            .zip(&memory)
-            .map(|((at, nodes), value)| (&chunks[*at], &value[..], &nodes[..]))
+            .zip(lengths().map_while(|length| unsent.split_off(..length)))
+            .map(|((at, nodes), value)| (&chunks[*at], value, &nodes[..]))
             .collect();
         publisher.send(&sent)?;
         if let Some(progress) = progress {

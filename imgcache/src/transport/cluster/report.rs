@@ -76,7 +76,10 @@ pub struct NodeReport {
     pub chunks: u64,
     /// What these came by.
     pub by: LinkCounts,
-    /// Why by nothing faster.
+    /// The RDMA device of this host by which it was read, or was to be.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Why by nothing faster, or how the device was found.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub link_reason: Option<String>,
     /// Their bytes.

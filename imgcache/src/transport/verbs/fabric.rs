@@ -1,7 +1,9 @@
 //! A port that is in use, and the domains that keep what is registered with it apart.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::choice::{self, Choice};
 use super::context::{Context, DomainHandle, Opened};
 use super::device::{Device, Gid, Port, devices};
 use super::endpoint::Endpoint;
@@ -36,6 +38,40 @@ impl Fabric {
     /// # Errors
     /// There is no such device, it cannot be opened, or the port cannot be used now.
     pub fn open(name: &str, port: Option<u8>) -> Result<Self, VerbsError> {
+        Self::open_with(name, port, |port| port.preferred_gid().copied())
+    }
+
+    /// Opens the first device that has a port which can be used.
+    ///
+    /// # Errors
+    /// There is none; if there are devices, why the first cannot be used.
+    pub fn open_any() -> Result<Self, VerbsError> {
+        Self::open_for(&[])
+    }
+
+    /// Opens the device that has the first of `addresses` which any has: that by which this host sends from it,
+    /// and is reached at it. Where no device has any of them, one of InfiniBand comes first, whose ports have no
+    /// such addresses, and then the first that can be used.
+    ///
+    /// # Errors
+    /// There is none; if there are devices, why the first cannot be used.
+    pub fn open_for(addresses: &[IpAddr]) -> Result<Self, VerbsError> {
+        let devices = devices()?;
+        match choice::choose(&devices, addresses) {
+            Some(Choice { device, port, gid }) => {
+                // It may have lost the address since.
+                let again = |port: &Port| port.gids.iter().find(|one| **one == gid).copied();
+                Self::open_with(&device.name, Some(port), again)
+            }
+            None => Self::open(&devices.first().ok_or(VerbsError::NoDevice)?.name, None),
+        }
+    }
+
+    fn open_with(
+        name: &str,
+        port: Option<u8>,
+        gid: impl FnOnce(&Port) -> Option<Gid>,
+    ) -> Result<Self, VerbsError> {
         let unknown = || VerbsError::UnknownDevice(name.to_owned());
         let mut found = Err(unknown());
         for opened in Context::open_all()? {
@@ -55,26 +91,12 @@ impl Fabric {
             Some(number) => device.ports.iter().find(|port| port.number == number),
             None => device.usable_port().or(device.ports.first()),
         };
-        let missing = || VerbsError::Port {
-            device: name.to_owned(),
-            port: port.unwrap_or(1),
-            reason: "there is none of this number",
-        };
-        let port = chosen.ok_or_else(missing)?.clone();
+        let missing =
+            |reason| VerbsError::Port { device: name.to_owned(), port: port.unwrap_or(1), reason };
+        let port = chosen.ok_or_else(|| missing("there is none of this number"))?.clone();
         port.check(name)?;
-        let gid = *port.preferred_gid().ok_or_else(missing)?;
+        let gid = gid(&port).ok_or_else(|| missing("it has lost its address"))?;
         Ok(Self { shared: Arc::new(Shared { context, device, port, gid }) })
-    }
-
-    /// Opens the first device that has a port which can be used.
-    ///
-    /// # Errors
-    /// There is none; if there are devices, why the first cannot be used.
-    pub fn open_any() -> Result<Self, VerbsError> {
-        let devices = devices()?;
-        let usable = devices.iter().find(|device| device.usable_port().is_some());
-        let device = usable.or(devices.first()).ok_or(VerbsError::NoDevice)?;
-        Self::open(&device.name, None)
     }
 
     /// The device, as it was when it was opened.

@@ -26,6 +26,7 @@
 //! - peers may only write to [`Part`]s that the queue owns meanwhile, and read what its owner has declared
 //!   readable at any moment.
 
+mod choice;
 mod context;
 mod device;
 mod endpoint;

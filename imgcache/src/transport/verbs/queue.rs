@@ -311,7 +311,7 @@ impl<P: sealed::Purpose> Queue<P> {
     }
 
     /// Takes back all rights and destroys the pair. If that fails all that was outstanding is forgotten.
-    fn end(&mut self) -> Result<(), VerbsError> {
+    pub(super) fn end(&mut self) -> Result<(), VerbsError> {
         self.purpose.revoke_all();
         for posted in self.posted.iter_mut().flatten() {
             self.purpose.revoke(&mut posted.item);
@@ -322,6 +322,11 @@ impl<P: sealed::Purpose> Queue<P> {
             self.posted.iter_mut().for_each(|posted| std::mem::forget(posted.take()));
             self.purpose.keep_for_good();
         })
+    }
+
+    /// All that was outstanding, of a queue that has ended.
+    pub(super) fn take_posted(&mut self) -> Vec<P::Posted> {
+        self.posted.iter_mut().filter_map(Option::take).map(|posted| posted.item).collect()
     }
 
     pub(super) fn purpose(&self) -> &P {

@@ -91,6 +91,8 @@ pub enum Export {
     /// Read all of it, with the region's key, through any queue of the domain. Windows for reading may be
     /// bound in it.
     Readable,
+    /// Nothing but through windows for reading: no right to write can be given.
+    ReadWindows,
     /// Nothing but through windows, of both kinds.
     WindowsOnly,
 }
@@ -125,6 +127,7 @@ impl Domain {
         span.check_inside(whole)?;
         let access = match export {
             Export::Readable => REMOTE_READ | WINDOWS,
+            Export::ReadWindows => WINDOWS,
             // A window can only be written through where the local device may write.
             Export::WindowsOnly => LOCAL_WRITE | WINDOWS,
         };

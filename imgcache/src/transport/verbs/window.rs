@@ -8,7 +8,8 @@
 //! What is enforced where: the key, the queue, the kind of access and the region's bounds everywhere; the
 //! window's own bounds not by soft-RoCE ([`super::Device::window_bounds_enforced`]). A WRITE that is under
 //! way when its window dies is cut off. Soft-RoCE may still be at one packet of it for a moment, on another
-//! processor: whoever hashes the part there hashes it again, or leaves that to the readers.
+//! processor; it waits for that packet when the queue is destroyed. So what has to be over everywhere, such
+//! as before content is hashed, is ended with its queue ([`ServeQueue::end_writes`]).
 #![expect(unsafe_code, reason = "rights to memory, given by its address")]
 
 use std::collections::HashMap;
@@ -202,7 +203,7 @@ impl<P: Part> ServeQueue<P> {
                 Export::WindowsOnly => {
                     Err(VerbsError::Rights("a window for writing has at least one byte"))
                 }
-                Export::Readable => {
+                Export::Readable | Export::ReadWindows => {
                     Err(VerbsError::Rights("the region is for reading only, also through windows"))
                 }
             });
@@ -234,6 +235,21 @@ impl<P: Part> ServeQueue<P> {
             }
             error
         })
+    }
+
+    /// Ends the queue, and with it all rights of the peer: on return it writes nothing more, on any device,
+    /// whatever was under way. Returns what it could write to.
+    ///
+    /// # Errors
+    /// The device does not end the queue: what the peer can write to stays its own, for good.
+    pub fn end_writes(mut self) -> Result<Vec<P>, VerbsError> {
+        self.end()?;
+        let posted = self.take_posted();
+        let changing = posted
+            .into_iter()
+            .map(|Pending(Change::Bind(bound) | Change::Invalidate(bound))| bound);
+        let bound = std::mem::take(&mut self.purpose_mut().bound).into_values();
+        Ok(bound.chain(changing).filter_map(|bound| bound.part).collect())
     }
 
     /// The keys of the windows that are bound.

@@ -162,8 +162,9 @@ fn cache_lines(cache: &CacheReport) -> Vec<String> {
         let why = node.link_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
         let by: Vec<String> =
             node.by.named().map(|(kind, count)| format!("{count} by {kind}")).collect();
+        let over = node.device.as_ref().map(|name| format!(" over {name}")).unwrap_or_default();
         format!(
-            "  node     {}: {} chunks, {}: {}{why}{failed}",
+            "  node     {}: {} chunks, {}: {}{over}{why}{failed}",
             node.name,
             node.chunks,
             size::show(node.bytes),

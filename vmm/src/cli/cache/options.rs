@@ -61,6 +61,17 @@ pub struct LoadOptions {
     transport: LinkChoice,
 }
 
+/// How an image is put into the cache.
+#[derive(Debug, Default, Args)]
+#[command(next_help_heading = "Distributed cache")]
+pub struct WriteOptions {
+    /// What chunks shall go by: rdma (WRITEs to a node's memory, imgcached --rdma-push), tcp (the memcached
+    /// protocol), or auto: rdma to nodes on other hosts that offer it, else tcp. With rdma, a node that
+    /// does not offer it is left out; what it has no room for at that moment goes by tcp all the same.
+    #[arg(long, value_name = "KIND", default_value = "auto")]
+    transport: LinkChoice,
+}
+
 impl CacheOptions {
     /// How the cache is to be used.
     fn options(&self) -> ClusterOptions {
@@ -119,6 +130,16 @@ fn words<const N: usize>(options: [(&str, Option<OsString>); N]) -> Vec<OsString
         Some(word)
     };
     options.into_iter().filter_map(word).collect()
+}
+
+/// The cache that an image is to be put into; `None` if none was named.
+pub fn open_for_writing(
+    cache: &CacheOptions,
+    write: &WriteOptions,
+) -> Result<Option<Cluster>, CliError> {
+    let Some(url) = &cache.cache else { return Ok(None) };
+    let options = ClusterOptions { link: write.transport, ..cache.options() };
+    Ok(Some(Cluster::open(url, options, None)?))
 }
 
 /// Where a boot gets its image: the cache if one was named, with a store behind it, else the store.

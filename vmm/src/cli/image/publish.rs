@@ -8,7 +8,7 @@ use imgcache::transport::cluster::publish::{PublishReport, publish};
 use imgcache::transport::{Transport, TransportError};
 use serde::Serialize;
 
-use crate::cli::cache::CacheOptions;
+use crate::cli::cache::{CacheOptions, WriteOptions, open_for_writing};
 use crate::cli::progress::Progress;
 use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, say};
 use crate::exit::Exit;
@@ -30,6 +30,9 @@ pub struct PublishCommand {
 
     #[command(flatten)]
     cache: CacheOptions,
+
+    #[command(flatten)]
+    write: WriteOptions,
 }
 
 /// What `--json` prints.
@@ -42,7 +45,7 @@ struct Report<'a> {
 
 impl PublishCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
-        let cluster = self.cache.open()?.ok_or(CliError::NoCache)?;
+        let cluster = open_for_writing(&self.cache, &self.write)?.ok_or(CliError::NoCache)?;
         let publish = from_store(&cluster, &open_store(store)?, &self.name)?;
         if self.json {
             print_json(&Report { name: &self.name, publish })?;
@@ -75,14 +78,18 @@ pub fn from_store(
 
 /// The report for people.
 pub fn describe(name: &ImageName, cluster: &Cluster, report: &PublishReport) -> String {
+    let by = report.bytes_by.named();
+    let by: Vec<String> =
+        by.map(|(kind, bytes)| format!("{} by {kind}", size::show(bytes))).collect();
     format!(
-        "{name}: {} in {} ({} new, {} there already, {} zero), {} sent for {} replicas\n",
+        "{name}: {} in {} ({} new, {} there already, {} zero), {} sent for {} replicas ({})\n",
         size::show(report.bytes_total),
         cluster.url(),
         size::show(report.bytes_new),
         size::show(report.bytes_shared),
         size::show(report.bytes_zero),
         size::show(report.bytes_sent),
-        report.replicas
+        report.replicas,
+        by.join(", ")
     )
 }

@@ -16,7 +16,7 @@ use imgcache::transport::cluster::publish::PublishReport;
 use serde::Serialize;
 
 use super::publish;
-use crate::cli::cache::CacheOptions;
+use crate::cli::cache::{CacheOptions, WriteOptions, open_for_writing};
 use crate::cli::progress::Progress;
 use crate::cli::{CliError, StoreOptions, print_json, print_text};
 use crate::exit::Exit;
@@ -66,6 +66,9 @@ pub struct PushCommand {
 
     #[command(flatten)]
     cache: CacheOptions,
+
+    #[command(flatten)]
+    write: WriteOptions,
 }
 
 fn chunk_size(text: &str) -> Result<u32, String> {
@@ -94,7 +97,7 @@ struct Report<'a> {
 
 impl PushCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
-        let cluster = self.cache.open()?;
+        let cluster = open_for_writing(&self.cache, &self.write)?;
         let options = ImportOptions { as_is: self.as_is, ..ImportOptions::default() };
         let kernel_file = open(&self.kernel)?;
         let kernel =
@@ -215,6 +218,7 @@ mod tests {
             chunk_size: DEFAULT_CHUNK_SIZE,
             json: false,
             cache: CacheOptions::default(),
+            write: WriteOptions::default(),
         }
     }
 

@@ -3,7 +3,9 @@
 pub(super) mod afar;
 mod hold;
 mod meta;
+mod push;
 
+use self::afar::Afar;
 use super::Shared;
 use super::connections::Address;
 use super::output::Output;
@@ -16,7 +18,6 @@ use crate::node::cache::{
 };
 use crate::protocol::command::{self, Command, Mode, Refused};
 use crate::protocol::{Expiry, reply};
-use crate::transport::verbs::Endpoint;
 
 /// What memcached answers where a number was expected in an item.
 const NON_NUMERIC: &str = "CLIENT_ERROR cannot increment or decrement non-numeric value";
@@ -34,8 +35,8 @@ pub(super) enum Next {
     Skip(u32),
     /// With the keys of a get, one after the other.
     Get(Keys),
-    /// With connecting a queue for a lease.
-    Connect(u64, Box<Endpoint>),
+    /// With what the device's thread answers.
+    Afar(Afar),
     /// With handing over the memory.
     Share,
     /// With what this gives.
@@ -147,6 +148,13 @@ pub(super) fn execute(shared: &Shared, command: &Command<'_>, out: &mut Output, 
         Command::Rdma { lease, endpoint } => {
             counters.rdma.add_one();
             return afar::connect(shared, *lease, endpoint, out);
+        }
+        Command::Push { data, endpoint } => {
+            counters.push.add_one();
+            return push::begin(shared, endpoint, *data, out);
+        }
+        Command::Pushed { id, written } => {
+            return push::end(shared, *id, *written, out);
         }
         Command::Share => {
             counters.share.add_one();
@@ -300,6 +308,7 @@ pub(super) fn finish(
         (Then::Pin { image }, Sink::List(keys)) => {
             return hold::pin(shared, image, keys, out, now);
         }
+        (Then::Push { peer }, Sink::List(list)) => return push::chunks(peer, &list),
         // Values go into slots and lists into lists.
         (_, Sink::Slot(_) | Sink::List(_)) => {
             answer(out, false, "SERVER_ERROR a data block went to the wrong place");

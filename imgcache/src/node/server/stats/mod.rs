@@ -15,6 +15,7 @@ use super::slow::Slow;
 use crate::node::cache::{Counts, Now};
 use crate::node::rdma::Facts;
 use crate::parallel::lock;
+use crate::protocol::MAX_PUSH_RECORDS;
 use crate::protocol::command::StatsTopic;
 use crate::protocol::reply::{line, stat};
 
@@ -274,7 +275,10 @@ fn afar(shared: &Shared, out: &mut Vec<u8>) {
     if let Some(socket) = &shared.addresses.unix {
         stat(out, "socket", socket.display());
     }
-    let Some(rdma) = &shared.rdma else { return stat(out, "rdma", "none") };
+    let Some(rdma) = &shared.rdma else {
+        stat(out, "rdma", "none");
+        return pushes(shared, out);
+    };
     let Facts { device, gid, windows } = rdma.facts();
     let state = match rdma.is_ready() {
         Some(true) => "ready",
@@ -288,6 +292,32 @@ fn afar(shared: &Shared, out: &mut Vec<u8>) {
     stat(out, "window_bounds_enforced", flag(device.window_bounds_enforced()));
     stat(out, "queues", rdma.queues());
     stat(out, "max_queues", rdma.max_queues());
+    pushes(shared, out);
+}
+
+/// How it can be written to.
+fn pushes(shared: &Shared, out: &mut Vec<u8>) {
+    let push = match &shared.push {
+        Ok(push) => push,
+        Err(why) => {
+            stat(out, "push", "off");
+            return stat(out, "push_reason", why);
+        }
+    };
+    match push.is_ready() {
+        Ok(true) => stat(out, "push", "ready"),
+        Ok(false) => stat(out, "push", "registering"),
+        Err(why) => {
+            stat(out, "push", "failed");
+            stat(out, "push_reason", why);
+        }
+    }
+    stat(out, "push_max_chunks", MAX_PUSH_RECORDS);
+    stat(out, "push_max_open", push.limits().pushes);
+    stat(out, "push_max_exposed", push.limits().exposed);
+    for (name, value) in push.counters().named() {
+        stat(out, format_args!("push_{name}"), value);
+    }
 }
 
 fn placement(shared: &Shared, out: &mut Vec<u8>) {

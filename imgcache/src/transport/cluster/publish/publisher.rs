@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::links::{NodeLink, NodePush};
 use super::now;
 use crate::image::manifest::Manifest;
 use crate::image::name::ImageName;
@@ -51,6 +52,8 @@ pub(super) struct Publisher<'c> {
     /// What each node that failed said; it is not asked again.
     down: Mutex<Vec<Option<String>>>,
     sent: Mutex<u64>,
+    /// The way to each node.
+    links: Vec<NodeLink>,
 }
 
 impl<'c> Publisher<'c> {
@@ -59,7 +62,8 @@ impl<'c> Publisher<'c> {
         let topology = cluster.topology();
         let down = Mutex::new(vec![None; topology.nodes.len()]);
         let id = ManifestId::of(&encoded);
-        Ok(Self { cluster, topology, id, encoded, down, sent: Mutex::default() })
+        let links = topology.nodes.iter().map(|_| NodeLink::default()).collect();
+        Ok(Self { cluster, topology, id, encoded, down, sent: Mutex::default(), links })
     }
 
     /// Positions of those of `entries` that some of their nodes lack, and these nodes.
@@ -122,13 +126,21 @@ impl<'c> Publisher<'c> {
     }
 
     fn put(&self, node: usize, puts: &[Put<'_>], refused: &Mutex<Option<Refusal>>) {
+        let chunks_left;
+        let mut puts = puts;
+        if !puts.is_empty() && puts.iter().all(|put| put.kind == Kind::Chunk) {
+            let Some(left) = self.write(node, puts) else { return };
+            chunks_left = left;
+            puts = &chunks_left;
+        }
         if puts.is_empty() {
             return;
         }
         let put = |connection: &mut Connection| connection.put_patiently(puts, PATIENCE);
         let Some(answers) = self.exchange(node, put) else { return };
         let bytes: usize = puts.iter().map(|put| put.value.len()).sum();
-        *lock(&self.sent) += u64::try_from(bytes).unwrap_or(0);
+        self.count(bytes);
+        self.links[node].sent(u64::try_from(bytes).unwrap_or(0));
         for (put, answer) in puts.iter().zip(answers) {
             let reply = match answer {
                 PutAnswer::Stored | PutAnswer::Kept => None,
@@ -143,6 +155,23 @@ impl<'c> Publisher<'c> {
                 lock(refused).get_or_insert((what, name, reply));
             }
         }
+    }
+
+    /// Writes chunks to a node by RDMA, where they go that way; returns the others, or none if the node has
+    /// failed.
+    fn write<'p>(&self, node: usize, chunks: &[Put<'p>]) -> Option<Vec<Put<'p>>> {
+        let deadline = Instant::now() + EXCHANGE;
+        let to = &self.topology.nodes[node];
+        let left = self.links[node].write(self.cluster, to, chunks, deadline);
+        let left = left.map_err(|error| lock(&self.down)[node] = Some(error.to_string())).ok()?;
+        let bytes =
+            |chunks: &[Put<'_>]| chunks.iter().map(|chunk| chunk.value.len()).sum::<usize>();
+        self.count(bytes(chunks) - bytes(&left));
+        Some(left)
+    }
+
+    fn count(&self, bytes: usize) {
+        *lock(&self.sent) += u64::try_from(bytes).unwrap_or(0);
     }
 
     /// A node that is up and does not take something will not take it the next time either.
@@ -276,6 +305,12 @@ impl<'c> Publisher<'c> {
         let deadline = Instant::now() + EXCHANGE;
         let result = self.topology.nodes[node].with(deadline, work);
         result.map_err(|error| lock(&self.down)[node] = Some(error.to_string())).ok()
+    }
+
+    /// What went to each node, by what.
+    pub(super) fn links(&self) -> Vec<NodePush> {
+        let named = self.topology.nodes.iter().zip(&self.links);
+        named.filter_map(|(node, link)| link.report(node.name())).collect()
     }
 
     pub(super) fn end(&self) -> (u64, Vec<(String, String)>) {

@@ -125,7 +125,8 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
         queue.connect(&rights.endpoint, &settings)?;
         let memory = std::mem::take(&mut self.for_table);
         let patience = load.options.progress_of(worker.doublings);
-        let table = TableCopy::read(self.scope, &mut queue, &rights, memory, patience)?;
+        let table = TableCopy::read(self.scope, &mut queue, &rights, memory, patience)
+            .map_err(|error| if rights.have_expired() { NodeError::Expired } else { error })?;
         self.session = Some(Session { queue, table, control, rights, bytes: 0 });
         self.progress = Instant::now();
         Ok(())
@@ -339,7 +340,12 @@ impl<'s, 'm> RdmaLink<'s, 'm> {
             let posted = queue.post(contents);
             self.returned(posted)?;
         }
-        failed.map_or(Ok(()), |status| Err(NodeError::Rdma(status)))
+        let expired = self.session.as_ref().is_some_and(|session| session.rights.have_expired());
+        match failed {
+            None => Ok(()),
+            Some(_) if expired => Err(NodeError::Expired),
+            Some(status) => Err(NodeError::Rdma(status)),
+        }
     }
 }
 
@@ -382,7 +388,8 @@ impl<'m> Link<'m> for RdmaLink<'_, 'm> {
     }
 
     fn fail(&mut self, error: &NodeError) -> Failed<'m> {
-        let Failed { mut pending, aged, answered } = self.asking.fail(error);
+        let Failed { mut pending, mut aged, answered } = self.asking.fail(error);
+        aged |= matches!(error, NodeError::Expired);
         if let Some(Session { queue, .. }) = self.session.take() {
             match queue.close() {
                 Ok(completions) => {

@@ -4,8 +4,10 @@
 //! - [`link`]: one thread's part of a load, over one queue to one node;
 //! - `job`: one chunk on its way: looked up, read, verified;
 //! - [`table`]: the whole index, read at once;
-//! - `rights`: what the node has to say first: where its memory is, and the key to it.
+//! - [`answer`]: what the node has to say first: where its memory is, and the key to it;
+//! - `rights`: asking for that, and keeping it.
 
+pub(super) mod answer;
 mod job;
 pub(super) mod link;
 mod rights;

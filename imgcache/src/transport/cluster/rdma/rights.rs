@@ -2,13 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use crate::index::announce::{Announcement, AnnouncementError};
+use super::answer::RdmaAnswer;
+use crate::index::announce::Announcement;
 use crate::index::entry::Entry;
 use crate::index::table::BUCKET_BYTES;
 use crate::transport::cluster::error::NodeError;
 use crate::transport::cluster::node::Node;
 use crate::transport::cluster::tcp::connection::Connection;
-use crate::transport::verbs::{Endpoint, EndpointError, Remote};
+use crate::transport::verbs::{Endpoint, Remote};
 
 /// How long a node lets itself be read if it hears no more.
 pub(super) const TTL: Duration = Duration::from_secs(10);
@@ -22,19 +23,6 @@ pub(super) struct Rights {
     pub(super) endpoint: Endpoint,
     lease: u64,
     renewed: Instant,
-}
-
-/// Why the answer of a node gives no rights.
-#[derive(Debug, thiserror::Error)]
-enum Unclear {
-    #[error("{0}")]
-    Announcement(#[from] AnnouncementError),
-    #[error("{0}")]
-    Endpoint(#[from] EndpointError),
-    #[error("address and key are not there")]
-    Words,
-    #[error("the region is beyond the last address")]
-    Beyond,
 }
 
 impl Rights {
@@ -59,17 +47,28 @@ impl Rights {
         connection.lease(lease, TTL, keys)?;
         let reply =
             connection.command(&[format!("rdma {lease:016x} {endpoint}\r\n").as_bytes()])?;
-        let Some(rest) = reply.strip_prefix("RDMA ") else { return Err(refused(reply)) };
-        let (announcement, base, endpoint) =
-            understand(rest).map_err(|error| refused(format!("{error}, in {reply:?}")))?;
+        if !reply.starts_with(RdmaAnswer::WORD) {
+            return Err(refused(reply));
+        }
+        let RdmaAnswer { announcement, base, endpoint } =
+            reply.parse().map_err(|error| refused(format!("{error}, in {reply:?}")))?;
         Ok(Self { announcement, base, endpoint, lease, renewed })
+    }
+
+    /// Whether they may have ended by time. The node's clock began later than this one.
+    pub(super) fn have_expired(&self) -> bool {
+        self.renewed.elapsed() >= TTL
     }
 
     /// Asks for more time when half of it has passed.
     ///
     /// # Errors
-    /// The connection's failure, or that the node does not want to.
+    /// The connection's failure, that the node does not want to, or that there is nothing left that it could
+    /// prolong.
     pub(super) fn keep(&mut self, connection: &mut Connection) -> Result<(), NodeError> {
+        if self.have_expired() {
+            return Err(NodeError::Expired);
+        }
         if self.renewed.elapsed() < TTL / 2 {
             return Ok(());
         }
@@ -102,49 +101,19 @@ impl Rights {
     }
 }
 
-/// Announcement (6 words), address, key, endpoint.
-fn understand(text: &str) -> Result<(Announcement, Remote, Endpoint), Unclear> {
-    let words: Vec<&str> = text.splitn(9, ' ').collect();
-    let [announcement @ .., address, key, endpoint] = &words[..] else {
-        return Err(Unclear::Words);
-    };
-    let announcement: Announcement = announcement.join(" ").parse()?;
-    let address: u64 = address.parse().map_err(|_| Unclear::Words)?;
-    let key = key.parse().map_err(|_| Unclear::Words)?;
-    if address.checked_add(announcement.exported.bytes).is_none() {
-        return Err(Unclear::Beyond);
-    }
-    Ok((announcement, Remote { address, key }, endpoint.parse()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ENDPOINT: &str =
-        "gid=00000000000000000000ffff0a090001 lid=0 qpn=17 psn=1 mtu=1024 reads=16";
-
     #[test]
-    fn an_answer_is_understood() {
-        let text = format!("00000000000000ff 8 4096 8192 65536 2000 4194304 77 {ENDPOINT}");
-        let (announcement, base, endpoint) = understand(&text).unwrap();
-        assert_eq!((announcement.index, base.address, base.key), (4096, 4_194_304, 77));
-        assert_eq!(endpoint.to_string(), ENDPOINT);
+    fn places_are_where_the_answer_says() {
+        let text = "RDMA 00000000000000ff 8 4096 8192 65536 2000 4194304 77 \
+                    gid=00000000000000000000ffff0a090001 lid=0 qpn=17 psn=1 mtu=1024 reads=16";
+        let RdmaAnswer { announcement, base, endpoint } = text.parse().unwrap();
         let rights = Rights { announcement, base, endpoint, lease: 1, renewed: Instant::now() };
         assert_eq!(rights.bucket(7).address, 4_194_304 + 4096 + 7 * 512);
-    }
-
-    #[test]
-    fn nonsense_gives_no_rights() {
-        for text in [
-            "",
-            "00000000000000ff 8 4096 8192 65536 2000 4194304 77",
-            "00000000000000ff 8 4096 8192 65536 2000 18446744073709500000 77 E",
-            "00000000000000ff 8 4096 8192 65536 2000 4194304 4294967296 E",
-            "00000000000000ff 9 4096 8192 65536 2000 4194304 77 E",
-            "00000000000000ff 8 4096 8192 65536 2000 4194304 77 gid=0",
-        ] {
-            assert!(understand(&text.replace('E', ENDPOINT)).is_err(), "{text}");
-        }
+        assert!(!rights.have_expired());
+        let Some(before) = Instant::now().checked_sub(TTL) else { return };
+        assert!(Rights { renewed: before, ..rights }.have_expired());
     }
 }

@@ -438,7 +438,11 @@ impl Connection {
         self.line()
     }
 
-    fn line(&mut self) -> Result<String, NodeError> {
+    /// The next line of an answer, without its end.
+    ///
+    /// # Errors
+    /// The connection's failure.
+    pub(in crate::transport::cluster) fn line(&mut self) -> Result<String, NodeError> {
         let line = self.receiver.inbox.line(&mut self.stream);
         let line = self.checked(line)?;
         let text = String::from_utf8(line)
