@@ -70,7 +70,7 @@ impl Bench {
     }
 
     fn status(&mut self, vm: u64) -> Vec<u8> {
-        self.call(Operation::VmStatus, |fields| drop(fields.u64(Tag::Vm, vm).unwrap())).unwrap()
+        self.call(Operation::VmStatus, |fields| _ = fields.u64(Tag::Vm, vm).unwrap()).unwrap()
     }
 
     /// Waits for the end of a VM.
@@ -112,7 +112,7 @@ fn no_more_is_started_than_the_operator_allows() {
     assert_eq!(bench.boot(2), Ok(vec![1, 2]));
     assert_eq!(bench.boot(2), Err(Error::NoMemory));
     let image = |name: &'static str| {
-        move |fields: &mut Encoder<'_>| drop(fields.text(Tag::Image, name).unwrap())
+        move |fields: &mut Encoder<'_>| _ = fields.text(Tag::Image, name).unwrap()
     };
     assert_eq!(bench.call(Operation::VmBoot, image("other")), Err(Error::NotPermitted));
     assert_eq!(bench.call(Operation::VmBoot, image("../x")), Err(Error::NoImage));
@@ -123,7 +123,7 @@ fn no_more_is_started_than_the_operator_allows() {
     assert_eq!(bench.call(Operation::VmBoot, large), Err(Error::NoMemory));
     let begun = Instant::now();
     for vm in [1, 2] {
-        let stop = |fields: &mut Encoder<'_>| drop(fields.u64(Tag::Vm, vm).unwrap());
+        let stop = |fields: &mut Encoder<'_>| _ = fields.u64(Tag::Vm, vm).unwrap();
         assert_eq!(bench.call(Operation::VmStop, stop), Ok(Vec::new()));
         bench.end();
         assert_eq!(bench.call(Operation::VmStop, stop), Err(Error::BadState));
@@ -133,7 +133,7 @@ fn no_more_is_started_than_the_operator_allows() {
     let output = bench.call(Operation::VmList, |_| ()).unwrap();
     assert_eq!(numbers(&output), [1, 2, 3, 4, 5]);
     for vm in 3..=5 {
-        bench.call(Operation::VmStop, |fields| drop(fields.u64(Tag::Vm, vm).unwrap())).unwrap();
+        bench.call(Operation::VmStop, |fields| _ = fields.u64(Tag::Vm, vm).unwrap()).unwrap();
     }
 }
 
@@ -170,7 +170,7 @@ fn a_manager_sees_its_own_vms_and_nobody_elses() {
     std::mem::swap(&mut bench.manager, &mut other);
     assert_eq!(bench.call(Operation::VmList, |_| ()), Ok(Vec::new()));
     for operation in [Operation::VmStatus, Operation::VmStop] {
-        let one = |fields: &mut Encoder<'_>| drop(fields.u64(Tag::Vm, 1).unwrap());
+        let one = |fields: &mut Encoder<'_>| _ = fields.u64(Tag::Vm, 1).unwrap();
         assert_eq!(bench.call(operation, one), Err(Error::NoSuchVm));
     }
     bench.manager = Bench::manager(bench.folder.path(), "boss");
@@ -231,7 +231,7 @@ fn old_vms_are_forgotten_and_new_ones_known() {
 fn a_cache_is_nodes_and_nothing_of_this_host() {
     let mut bench = Bench::new(r#"printf '%s\n' "$@" >"$(dirname "$0")/words""#);
     let servers = |text: &'static str| {
-        move |fields: &mut Encoder<'_>| drop(fields.text(Tag::Servers, text).unwrap())
+        move |fields: &mut Encoder<'_>| _ = fields.text(Tag::Servers, text).unwrap()
     };
     for bad in ["unix:/run/x", "members:/etc/x", "a:b:c", "a,,b", "10.0.0.1:99999"] {
         assert_eq!(bench.call(Operation::CacheConfig, servers(bad)), Err(Error::BadField), "{bad}");
@@ -246,7 +246,7 @@ fn a_cache_is_nodes_and_nothing_of_this_host() {
 #[test]
 fn chunks_are_handed_to_who_waits_for_them_and_to_nobody_else() {
     let mut bench = Bench::new("exit 1");
-    let prepare = |fields: &mut Encoder<'_>| drop(fields.text(Tag::Image, "debian:12").unwrap());
+    let prepare = |fields: &mut Encoder<'_>| _ = fields.text(Tag::Image, "debian:12").unwrap();
     // A VM that ends before it takes chunks holds nobody up.
     assert_eq!(bench.call(Operation::VmPrepare, prepare), Err(Error::Timeout));
     assert_eq!(bench.manager.load(1, 0, b"chunk"), Err(Error::NoSuchVm));
