@@ -51,9 +51,9 @@ errors! {
     BadOperation = 0x01, "bad-operation";
     /// The command, its input or its output is not in RAM, crosses the end of a piece of RAM, or is not aligned. What cannot be written to is told by `RESULT` alone.
     BadAddress = 0x02, "bad-address";
-    /// The command does not begin with "DCRC".
+    /// The command does not begin with "DCRC". Told by `RESULT` alone: it may be no command.
     BadMagic = 0x03, "bad-magic";
-    /// The command is of another version, or its header has another length.
+    /// The command is of another version, or its header has another length. Told by `RESULT` alone.
     BadVersion = 0x04, "bad-version";
     /// Input or output is too long, or too short for what is in it.
     BadLength = 0x05, "bad-length";
