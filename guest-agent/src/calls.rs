@@ -2,10 +2,12 @@
 
 use std::fmt;
 
+use control_abi::command::MAX_BUFFER;
 use control_abi::field::{Arguments, Encoder, Fields, Tag, Type};
 use control_abi::operation::Operation;
 use control_abi::register::{Register, mark};
 use control_abi::rights::RIGHTS;
+use control_abi::status::Error;
 use serde::{Serialize, Serializer};
 
 use crate::driver::{Buffer, Driver, DriverError};
@@ -59,7 +61,7 @@ pub struct Rights(pub u32);
 impl Rights {
     /// The names of the bits that have one.
     pub fn names(self) -> impl Iterator<Item = &'static str> {
-        RIGHTS.iter().filter(move |(bit, ..)| self.0 & bit != 0).map(|(_, name, _)| *name)
+        RIGHTS.iter().filter(move |(bit, ..)| self.0 >> bit & 1 != 0).map(|(_, name, _)| *name)
     }
 }
 
@@ -419,27 +421,27 @@ impl Driver {
         })
     }
 
-    /// Reads bytes of a chunk, from `offset` on: as many as there are, at most as many as `bytes` has and
-    /// as a command can have. Returns how many.
+    /// Reads bytes of a chunk from `offset` on: as many as `length` says, else all the rest. Returns how
+    /// many.
     ///
     /// # Errors
-    /// As [`call`](Self::call).
+    /// As [`call`](Self::call); `BadLength` if there is less in the chunk, or more than room in `bytes`.
     pub fn image_fetch(
         &mut self,
         image: Option<&str>,
         chunk: u32,
         offset: u32,
+        length: Option<u32>,
         bytes: &mut [u8],
     ) -> Result<usize, DriverError> {
-        let most = self.largest_buffer().min(bytes.len());
-        let bytes = &mut bytes[..most];
         let input = Input::new(Operation::ImageFetch).text(Tag::Image, image)?;
         let mut input = input.u32(Tag::Chunk, chunk)?;
         if offset > 0 {
             input = input.u32(Tag::Offset, offset)?;
         }
-        let length = u32::try_from(most).unwrap_or(u32::MAX);
-        let input = input.u32(Tag::Length, length)?;
+        if let Some(length) = length {
+            input = input.u32(Tag::Length, length)?;
+        }
         self.call(Operation::ImageFetch, input.get(), Buffer::Output(bytes))
     }
 
@@ -453,19 +455,24 @@ impl Driver {
         image: Option<&str>,
         chunk: u32,
     ) -> Result<Vec<u8>, DriverError> {
-        let whole = usize::try_from(stat.chunk_bytes).unwrap_or(usize::MAX).min(1 << 20);
-        let mut bytes = vec![0; whole];
+        let most = usize::try_from(stat.chunk_bytes).unwrap_or(usize::MAX).min(MAX_BUFFER as usize);
+        let piece = self.largest_buffer().min(most);
+        let mut bytes = vec![0; most];
         let mut filled = 0;
-        while filled < whole {
+        while filled + piece < most {
             let offset = u32::try_from(filled).unwrap_or(u32::MAX);
-            let rest = &mut bytes[filled..];
-            let wanted = self.largest_buffer().min(rest.len());
-            let length = self.image_fetch(image, chunk, offset, rest)?;
-            filled += length;
-            if length < wanted {
-                break;
+            let into = &mut bytes[filled..filled + piece];
+            let length = u32::try_from(piece).ok();
+            match self.image_fetch(image, chunk, offset, length, into) {
+                Ok(_) => filled += piece,
+                // The chunk is shorter than most are: this is the last piece of it.
+                Err(DriverError::Refused { error: Error::BadLength, .. }) => break,
+                Err(error) => return Err(error),
             }
         }
+        let offset = u32::try_from(filled).unwrap_or(u32::MAX);
+        let end = (filled + piece).min(most);
+        filled += self.image_fetch(image, chunk, offset, None, &mut bytes[filled..end])?;
         bytes.truncate(filled);
         Ok(bytes)
     }

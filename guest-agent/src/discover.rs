@@ -144,8 +144,11 @@ fn pnp(devices: &Path) -> Option<Device> {
         };
         let port = first("io ").and_then(|port| u16::try_from(port).ok());
         let address = first("mem ");
-        (port.is_some() || address.is_some())
-            .then_some(Device { port, address, source: Source::Pnp })
+        (port.is_some() || address.is_some()).then_some(Device {
+            port,
+            address,
+            source: Source::Pnp,
+        })
     })
 }
 
@@ -169,8 +172,7 @@ mod tests {
     fn the_kernels_tables_come_first() {
         let memory = "00001000-0009ffff : System RAM\nd0100000-d0100fff : VMMD0001:00\n";
         let cmdline = "quiet vmm.control=0xe00,0xd0200000\n";
-        let files =
-            [("proc/ioports", PORTS), ("proc/iomem", memory), ("proc/cmdline", cmdline)];
+        let files = [("proc/ioports", PORTS), ("proc/iomem", memory), ("proc/cmdline", cmdline)];
         let device = discover_below(root(&files).path()).unwrap();
         let expected =
             Device { port: Some(0xd00), address: Some(0xd010_0000), source: Source::Resources };
@@ -203,8 +205,7 @@ mod tests {
         assert!(matches!(error, DiscoverError::NotFound(_)), "{error}");
         assert!(error.to_string().contains("VMMD0001"), "{error}");
         let hidden = "  0000-0000 : VMMD0001:00\n";
-        let files =
-            [("proc/ioports", hidden), ("sys/bus/acpi/devices/VMMD0001:00/status", "15\n")];
+        let files = [("proc/ioports", hidden), ("sys/bus/acpi/devices/VMMD0001:00/status", "15\n")];
         let error = discover_below(root(&files).path()).unwrap_err();
         assert!(matches!(error, DiscoverError::Hidden(_)), "{error}");
         // A range too small for the registers is not taken for them.

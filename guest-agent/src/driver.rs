@@ -11,8 +11,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use control_abi::command::{
-    HEADER_BYTES, Header, MAX_BUFFER, OUTPUT_LENGTH_OFFSET, PAGE_BYTES, Place,
-    STATUS_OFFSET,
+    HEADER_BYTES, Header, MAX_BUFFER, OUTPUT_LENGTH_OFFSET, PAGE_BYTES, Place, STATUS_OFFSET,
 };
 use control_abi::event::{Event, Kind};
 use control_abi::operation::Operation;
@@ -46,6 +45,8 @@ const MOST_EVENTS: usize = 256;
 pub struct Options {
     /// The folder of the locks; where all processes look, if none is given.
     pub locks: Option<PathBuf>,
+    /// Whether to use the event ring.
+    pub events: bool,
     /// The event line; none to do without it.
     pub line: Option<String>,
     /// How long a command is submitted again that the device has no room for.
@@ -58,6 +59,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             locks: None,
+            events: true,
             line: Some(line::PATH.to_owned()),
             patience: Duration::from_secs(30),
             most: Duration::from_secs(900),
@@ -121,7 +123,9 @@ pub enum DriverError {
         waited: Duration,
     },
     /// The device may still write to this driver's memory, for a command that was given up.
-    #[error("this driver has given up a command that the device may still carry out; make a new one")]
+    #[error(
+        "this driver has given up a command that the device may still carry out; make a new one"
+    )]
     GivenUp,
     /// The argument of an operation that it cannot have.
     #[error("{}: {what} cannot be '{value}': {error}", .operation.label())]
@@ -267,10 +271,12 @@ impl Driver {
             self.generation = generation;
             // What was on its way is lost, so that nobody writes to the memory any more.
             self.given_up = false;
-            if let Events::Some(ring, _) = &mut self.events
-                && let Some(new) = Ring::set_up(self.registers.as_ref(), &self.memory, RING)
-            {
-                *ring = new;
+            if let Events::Some(_, line) = &mut self.events {
+                let line = line.take();
+                self.events = match self.set_up_ring() {
+                    Some(ring) => Events::Some(ring, line),
+                    None => Events::None,
+                };
             }
             self.check_echo()?;
         }
@@ -303,8 +309,7 @@ impl Driver {
         let mut pause = Duration::from_millis(1);
         loop {
             let status = self.submit(operation, input, &buffer, place)?;
-            let status =
-                if status == ACCEPTED { self.wait_for_end(operation)? } else { status };
+            let status = if status == ACCEPTED { self.wait_for_end(operation)? } else { status };
             if status == DONE {
                 break;
             }
@@ -351,6 +356,12 @@ impl Driver {
         }
     }
 
+    /// For tests, whose devices know no other memory than they were given.
+    #[cfg(test)]
+    pub(crate) fn do_without_large_buffers(&mut self) {
+        self.large = Large::None;
+    }
+
     fn piece(&self, place: Where) -> (&Memory, usize) {
         match (place, &self.large) {
             (Where::Behind(offset), _) => (&self.memory, COMMAND + offset),
@@ -378,11 +389,9 @@ impl Driver {
             let length = buffer.length();
             let address = memory.address(offset, length);
             header.buffer = Place::At(address.ok_or_else(|| unseen(0, PENDING))?);
-            header.buffer_length =
-                u32::try_from(length).map_err(|_| refused(Error::BadLength))?;
+            header.buffer_length = u32::try_from(length).map_err(|_| refused(Error::BadLength))?;
         }
-        let address =
-            self.memory.address(COMMAND, PAGE).ok_or_else(|| unseen(0, PENDING))?;
+        let address = self.memory.address(COMMAND, PAGE).ok_or_else(|| unseen(0, PENDING))?;
         if let Buffer::Input(bytes) = buffer {
             memory.write(offset, bytes);
         }
@@ -478,15 +487,22 @@ impl Driver {
     fn set_up_events(&mut self) -> Events {
         use control_abi::register::feature::{EVENT_LINE, EVENTS};
         let features = self.registers.read(Register::Features);
-        if features & EVENTS == 0 || !self.ring.keep().unwrap_or(false) {
+        let wanted = self.options.events && features & EVENTS != 0;
+        if !wanted || !self.ring.keep().unwrap_or(false) {
             return Events::None;
         }
         let line = self.options.line.as_ref().filter(|_| features & EVENT_LINE != 0);
         let line = line.and_then(|path| Line::open(path).ok());
-        match Ring::set_up(self.registers.as_ref(), &self.memory, RING) {
+        match self.set_up_ring() {
             Some(ring) => Events::Some(ring, line),
             None => Events::None,
         }
+    }
+
+    /// Sets the ring up, while nobody submits: that changes the register `RESULT` too.
+    fn set_up_ring(&self) -> Option<Ring> {
+        let _held = self.submit.hold().ok()?;
+        Ring::set_up(self.registers.as_ref(), &self.memory, RING)
     }
 
     /// The next event that is not of a command, waited for at most so long.
@@ -548,7 +564,8 @@ impl Drop for Driver {
         }
         if self.given_up {
             // Held until the process ends.
-            let nothing = Memory::new(Box::new(Arc::<[AtomicU32]>::default()), Vec::new(), "nothing");
+            let nothing =
+                Memory::new(Box::new(Arc::<[AtomicU32]>::default()), Vec::new(), "nothing");
             std::mem::forget(std::mem::replace(&mut self.memory, nothing));
             std::mem::forget(std::mem::replace(&mut self.large, Large::None));
         }

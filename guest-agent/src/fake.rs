@@ -184,6 +184,7 @@ impl Registers for FakeDevice {
             Register::CommandLow => self.submit(high(Register::CommandHigh) | u64::from(value)),
             Register::RingLow if value == RING_DOWN => self.0.ring.set(None),
             Register::RingLow => {
+                self.set(register, value);
                 self.0.ring.set(Some((high(Register::RingHigh) | u64::from(value), 0)));
             }
             register => self.set(register, value),

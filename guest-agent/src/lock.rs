@@ -52,7 +52,8 @@ impl Lock {
     /// If it can be neither opened nor made.
     pub fn at(path: &Path) -> Result<Self, LockError> {
         let error = |source| LockError { path: path.to_owned(), source };
-        let flags = i32::try_from(OFlags::NOFOLLOW.bits()).map_err(|e| error(io::Error::other(e)))?;
+        let flags =
+            i32::try_from(OFlags::NOFOLLOW.bits()).map_err(|e| error(io::Error::other(e)))?;
         let mut options = File::options();
         options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(flags);
         let file = options.open(path).map_err(error)?;

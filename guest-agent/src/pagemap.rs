@@ -44,10 +44,8 @@ fn address(entry: u64, page: usize) -> Result<u64, PagemapError> {
     if entry & PRESENT == 0 {
         return Err(PagemapError::Absent(page));
     }
-    match entry & FRAME {
-        0 => Err(PagemapError::Hidden(page)),
-        frame => Ok(frame * PAGE as u64),
-    }
+    let frame = Some(entry & FRAME).filter(|frame| *frame != 0);
+    frame.and_then(|frame| frame.checked_mul(PAGE as u64)).ok_or(PagemapError::Hidden(page))
 }
 
 #[cfg(test)]
@@ -59,7 +57,7 @@ mod tests {
         assert_eq!(address(PRESENT | 1 << 61 | 0x1234, 0).unwrap(), 0x0123_4000);
         assert!(matches!(address(0x1234, 7), Err(PagemapError::Absent(7))));
         assert!(matches!(address(PRESENT, 7), Err(PagemapError::Hidden(7))));
-        assert_eq!(address(u64::MAX, 0).unwrap(), ((1 << 55) - 1) << 12);
+        assert!(matches!(address(u64::MAX, 7), Err(PagemapError::Hidden(7))));
     }
 
     #[test]

@@ -29,7 +29,8 @@ pub enum PinError {
     /// Nothing holds memory in its place. Locking it would not.
     #[error(
         "no memory can be held in its place. By io_uring: {ring}{}. In huge pages: {huge}{}",
-        ring_advice(ring), huge_advice(huge)
+        ring_advice(ring),
+        huge_advice(huge)
     )]
     NoWay {
         /// Why not by `io_uring`.

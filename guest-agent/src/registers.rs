@@ -89,7 +89,9 @@ pub enum Obstacle {
 
 fn ioperm_advice(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
-        Some(libc::EPERM) => " (it needs root with CAP_SYS_RAWIO, and a kernel that is not locked down)",
+        Some(libc::EPERM) => {
+            " (it needs root with CAP_SYS_RAWIO, and a kernel that is not locked down)"
+        }
         Some(libc::ENOSYS) => " (this kernel has no CONFIG_X86_IOPL_IOPERM)",
         _ => "",
     }

@@ -19,7 +19,8 @@ pub struct Ring {
 }
 
 impl Ring {
-    /// Sets a ring up at `offset` of `memory`; none if it is not in one piece there.
+    /// Sets a ring up at `offset` of `memory`; none if it is not in one piece there, or the device does
+    /// not take it.
     pub fn set_up(registers: &dyn Registers, memory: &Memory, offset: usize) -> Option<Self> {
         let address = memory.address(offset, usize::from(RING_BYTES))?;
         memory.write(offset, &[0; RING_BYTES as usize]);
@@ -27,6 +28,9 @@ impl Ring {
         registers.write(Register::EventEnable, ALL_KINDS);
         registers.write(Register::RingHigh, high);
         registers.write(Register::RingLow, low);
+        if registers.read(Register::RingLow) != low {
+            return None;
+        }
         Some(Self { offset, tail: 0 })
     }
 

@@ -11,9 +11,26 @@ use crate::fake::FakeDevice;
 
 type Calls = Rc<RefCell<Vec<(Operation, Vec<u8>)>>>;
 
+/// What a device of a test answers.
+trait Reply {
+    fn reply(self) -> (u32, Vec<u8>);
+}
+
+impl Reply for Vec<u8> {
+    fn reply(self) -> (u32, Vec<u8>) {
+        (DONE, self)
+    }
+}
+
+impl Reply for Result<Vec<u8>, Error> {
+    fn reply(self) -> (u32, Vec<u8>) {
+        self.map_or_else(|error| (error.status(), Vec::new()), Reply::reply)
+    }
+}
+
 /// A driver whose device checks inputs as the real one does, notes them, and answers with `answer`.
-fn driver(
-    mut answer: impl FnMut(Operation, Arguments<'_>) -> Vec<u8> + 'static,
+fn driver<R: Reply>(
+    mut answer: impl FnMut(Operation, Arguments<'_>) -> R + 'static,
 ) -> (Driver, Calls, TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let calls = Calls::default();
@@ -24,7 +41,7 @@ fn driver(
         match Arguments::check(input, takes) {
             Ok(arguments) => {
                 seen.borrow_mut().push((operation, input.to_vec()));
-                (DONE, answer(operation, arguments))
+                answer(operation, arguments).reply()
             }
             Err(error) => (error.status(), Vec::new()),
         }
@@ -56,13 +73,15 @@ fn inputs_are_what_the_operations_take() {
     driver.metrics([("memory", 1), ("load", u64::MAX)]).unwrap();
     driver.mark("here").unwrap();
     driver.vm_stop(9).unwrap();
-    driver.vm_load(9, 1, &[7; 5000]).unwrap_or_default();
     driver.vm_load(9, 1, &[7; 4096]).unwrap();
     assert_eq!(driver.cache_config(Some("a,b")).unwrap(), "a,b");
     assert_eq!(driver.cache_config(None).unwrap(), "a,b");
     let calls = calls.borrow();
     let fields = |index: usize| Arguments::of_result(&calls[index].1);
-    assert_eq!((fields(0).text(Tag::Message), fields(0).u32(Tag::Level)), (Some("a\nmessage"), Some(2)));
+    assert_eq!(
+        (fields(0).text(Tag::Message), fields(0).u32(Tag::Level)),
+        (Some("a\nmessage"), Some(2))
+    );
     assert_eq!(fields(2).text(Tag::Message), Some("up"));
     assert_eq!(fields(4).all(Tag::Value).count(), 2);
     assert!(calls.len() >= 9, "{calls:?}");
@@ -104,29 +123,31 @@ fn an_identity_needs_its_fields() {
 
 #[test]
 fn a_chunk_comes_in_pieces_of_what_a_command_can_have() {
-    let content: Vec<u8> = (0..10_000_u32).map(|n| n.to_le_bytes()[0]).collect();
-    let chunk = content.clone();
-    let (mut driver, ..) = driver(move |_, arguments| {
-        let number = |tag| usize::try_from(arguments.u32(tag).unwrap_or(0)).unwrap();
-        let from = number(Tag::Offset).min(chunk.len());
-        let to = (from + number(Tag::Length)).min(chunk.len());
-        chunk[from..to].to_vec()
-    });
-    let mut head = [0; 100];
-    assert_eq!(driver.image_fetch(None, 0, 50, &mut head).unwrap(), 100);
-    assert_eq!(head, content[50..150]);
-    if driver.largest_buffer() > 4096 {
-        // Memory that the device of the test does not know.
-        return;
+    for length in [0, 100, 4096, 4097, 8192, 10_000, 16_384] {
+        let content: Vec<u8> = (0..length).map(|n: u32| n.to_le_bytes()[0] ^ 0x55).collect();
+        let chunk = content.clone();
+        let (mut driver, ..) = driver(move |_, arguments| {
+            let number = |tag| arguments.u32(tag).map(|number| usize::try_from(number).unwrap());
+            let from = number(Tag::Offset).unwrap_or(0);
+            let wanted = number(Tag::Length).unwrap_or(chunk.len() - from);
+            chunk.get(from..from + wanted).map(<[u8]>::to_vec).ok_or(Error::BadLength)
+        });
+        // A large piece would be memory that the device of the test does not know.
+        driver.do_without_large_buffers();
+        if length > 150 {
+            let mut head = [0; 100];
+            assert_eq!(driver.image_fetch(None, 0, 50, Some(100), &mut head).unwrap(), 100);
+            assert_eq!(head, content[50..150]);
+        }
+        let stat = ImageStat {
+            image: "a".into(),
+            manifest: Manifest::default(),
+            chunks: 1,
+            chunk_bytes: 16384,
+            bytes: u64::from(length),
+        };
+        assert_eq!(driver.image_chunk(&stat, None, 0).unwrap(), content);
     }
-    let stat = ImageStat {
-        image: "a".into(),
-        manifest: Manifest::default(),
-        chunks: 1,
-        chunk_bytes: 16384,
-        bytes: 10_000,
-    };
-    assert_eq!(driver.image_chunk(&stat, None, 0).unwrap(), content);
 }
 
 #[test]

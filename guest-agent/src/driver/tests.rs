@@ -10,6 +10,7 @@ use crate::fake::FakeDevice;
 fn options(folder: &TempDir) -> Options {
     Options {
         locks: Some(folder.path().to_owned()),
+        events: true,
         line: None,
         patience: Duration::from_secs(60),
         most: Duration::from_secs(60),
@@ -49,12 +50,10 @@ fn a_device_that_sees_other_memory_is_noticed_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let (device, _) = FakeDevice::new(echo);
     let (_, other) = FakeDevice::new(echo);
-    let error =
-        Driver::with_memory(Box::new(device), other, options(&folder)).unwrap_err();
+    let error = Driver::with_memory(Box::new(device), other, options(&folder)).unwrap_err();
     assert!(matches!(error, DriverError::Unseen { .. }), "{error}");
     let (device, memory) = FakeDevice::new(|_, input| (DONE, vec![0; input.len()]));
-    let error =
-        Driver::with_memory(Box::new(device), memory, options(&folder)).unwrap_err();
+    let error = Driver::with_memory(Box::new(device), memory, options(&folder)).unwrap_err();
     assert!(matches!(error, DriverError::Echo), "{error}");
 }
 
@@ -151,8 +150,7 @@ fn events_that_are_no_completions_are_kept() {
     // The ring is of one driver at a time, and free again when that ends.
     let (other_device, memory) = FakeDevice::new(echo);
     other_device.set(Register::Features, EVENTS);
-    let mut other =
-        Driver::with_memory(Box::new(other_device), memory, options(&folder)).unwrap();
+    let mut other = Driver::with_memory(Box::new(other_device), memory, options(&folder)).unwrap();
     assert_eq!(other.has_events(), (false, false));
     let ring = driver.memory().load(RING);
     drop(driver);
