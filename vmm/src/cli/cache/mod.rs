@@ -10,7 +10,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-pub use self::options::{CacheOptions, LoadOptions, image_client};
+pub use self::options::{CacheOptions, LoadOptions, image_transport};
 use super::CliError;
 use crate::exit::Exit;
 

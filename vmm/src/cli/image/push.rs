@@ -18,11 +18,12 @@ use serde::Serialize;
 use super::publish;
 use crate::cli::cache::CacheOptions;
 use crate::cli::progress::Progress;
-use crate::cli::{CliError, StoreOptions, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, print_json, print_text};
 use crate::exit::Exit;
 use crate::loader::warm;
 use crate::machine::boot::MACHINE_COMMAND_LINE;
 use crate::machine::layout::COMMAND_LINE_MAX;
+use crate::size;
 
 /// What an image's kernel is told if nothing else is asked for.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet";
