@@ -71,7 +71,7 @@ impl Default for Options {
 #[derive(Debug, thiserror::Error)]
 pub enum DriverError {
     /// The device says no.
-    #[error("{}: {error}: {}", .operation.label(), .error.description())]
+    #[error("{}: {error}: {}", .operation.label(), .error.description().trim())]
     Refused {
         /// What was asked for.
         operation: Operation,

@@ -10,7 +10,7 @@ pub const PAGE: usize = 4096;
 const WORD: usize = size_of::<u32>();
 
 /// Owns memory that others may write to at any time.
-pub trait Words: Debug {
+pub trait Words: Debug + Send + Sync {
     /// All of it.
     fn words(&self) -> &[AtomicU32];
 }

@@ -131,6 +131,12 @@ struct Mapping {
     ring: Option<OwnedFd>,
 }
 
+// SAFETY: the mapping is of the process, not of a thread; what can be reached through a reference to it
+// is atomic words.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     fn new(length: usize, flags: MapFlags) -> io::Result<Self> {
         let protection = ProtFlags::READ | ProtFlags::WRITE;

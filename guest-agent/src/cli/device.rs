@@ -11,7 +11,7 @@ use guest_agent::discover::Device;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::{CliError, Global};
+use super::{CliError, Global, interrupt};
 
 /// Show the device, this VM's identity and what it may do.
 #[derive(Debug, Args)]
@@ -122,6 +122,7 @@ impl PingCommand {
         let mut bytes = vec![0; usize::from(self.size)];
         let (mut least, mut all) = (Duration::MAX, Duration::ZERO);
         for number in 0..self.count {
+            interrupt::check()?;
             for (at, byte) in bytes.iter_mut().enumerate() {
                 *byte = number.to_le_bytes()[at % 4] ^ at.to_le_bytes()[0];
             }

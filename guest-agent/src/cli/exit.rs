@@ -19,6 +19,8 @@ pub enum Exit {
     File,
     /// A VM that was waited for has failed.
     VmFailed,
+    /// Ended by a signal, between two commands.
+    Interrupted,
     /// Of `run`: as the command ended.
     Command(u8),
 }
@@ -34,6 +36,7 @@ Exit codes:
   5  the device gave no answer, or a wrong one
   6  a file, or the command to run, cannot be used
   7  a VM that was waited for has failed
+  8  ended by a signal, once no command was on its way
   'run' with a command ends as the command does, 128+N if by signal N";
 
 impl Exit {
@@ -48,6 +51,7 @@ impl Exit {
             Self::NoAnswer => 5,
             Self::File => 6,
             Self::VmFailed => 7,
+            Self::Interrupted => 8,
             Self::Command(code) => code,
         }
     }
@@ -59,9 +63,17 @@ mod tests {
 
     #[test]
     fn the_table_lists_every_code() {
-        use Exit::{Closed, File, NoAnswer, NoDevice, Refused, Success, Usage, VmFailed};
-        let all = [Success, Refused, Usage, NoDevice, Closed, NoAnswer, File, VmFailed];
-        for exit in all {
+        for exit in [
+            Exit::Success,
+            Exit::Refused,
+            Exit::Usage,
+            Exit::NoDevice,
+            Exit::Closed,
+            Exit::NoAnswer,
+            Exit::File,
+            Exit::VmFailed,
+            Exit::Interrupted,
+        ] {
             assert!(TABLE.contains(&format!("\n  {}  ", exit.code())), "{exit:?}");
         }
     }

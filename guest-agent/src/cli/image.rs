@@ -9,7 +9,7 @@ use guest_agent::calls::ImageStat;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::{CliError, Global, print};
+use super::{CliError, Global, interrupt, print};
 
 /// Show what an image has.
 #[derive(Debug, Args)]
@@ -77,6 +77,7 @@ impl FetchCommand {
         };
         let (mut chunks_fetched, mut bytes_fetched) = (0, 0);
         for chunk in chunks {
+            interrupt::check()?;
             let bytes = driver.image_chunk(&stat, image, chunk)?;
             match &mut output {
                 Some(file) => file.write_all(&bytes).map_err(|source| self.failed(source))?,

@@ -5,6 +5,7 @@ mod cache;
 mod device;
 mod exit;
 mod image;
+mod interrupt;
 mod run;
 mod say;
 mod vm;
@@ -96,6 +97,8 @@ enum CliError {
     Driver(#[from] DriverError),
     #[error("{0}")]
     Unequal(&'static str),
+    #[error("interrupted")]
+    Interrupted,
     #[error("cannot {what}: {source}")]
     File { what: String, source: io::Error },
 }
@@ -116,6 +119,7 @@ impl CliError {
                 _ => Exit::NoAnswer,
             },
             Self::Unequal(_) => Exit::NoAnswer,
+            Self::Interrupted => Exit::Interrupted,
             Self::File { .. } => Exit::File,
         }
     }
@@ -190,6 +194,9 @@ pub fn main() -> ExitCode {
     let command_line = command_line(std::env::args_os().collect(), run::is_init());
     let cli = Cli::parse_from(command_line);
     let options = &cli.options;
+    if !matches!(cli.command, Command::Run(_)) {
+        interrupt::hold();
+    }
     let result = match &cli.command {
         Command::Status(_) => device::StatusCommand::run(options),
         Command::Ping(command) => command.run(options),

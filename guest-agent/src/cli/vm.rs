@@ -9,7 +9,7 @@ use guest_agent::driver::Driver;
 use serde::Serialize;
 
 use super::exit::Exit;
-use super::{CliError, Global, print};
+use super::{CliError, Global, interrupt, print};
 
 /// Between looks at VMs whose end nobody announces.
 const LOOK: Duration = Duration::from_millis(500);
@@ -140,6 +140,7 @@ fn wait_for(driver: &mut Driver, vms: &[StartedVm], wait: Wait) -> Result<Vec<Vm
                 statuses.push(status);
                 break;
             }
+            interrupt::check()?;
             driver.next_event(LOOK);
         }
     }
@@ -189,6 +190,7 @@ impl LoadCommand {
         let vm = driver.vm_prepare(&self.vm.vm())?;
         let mut bytes = 0;
         for chunk in 0..stat.chunks {
+            interrupt::check()?;
             let content = driver.image_chunk(&stat, image, chunk)?;
             driver.vm_load(vm.vm, chunk, &content)?;
             bytes += content.len() as u64;

@@ -167,7 +167,7 @@ fn reap(child: Option<Pid>) -> Option<ExitStatus> {
 fn ended(service: Option<&mut Service>, status: ExitStatus) -> Exit {
     if !status.success() {
         let message = format!("guest-agent: the command ended with {status}");
-        tell(&message);
+        tell(&format!("the command ended with {status}"));
         if let Some(service) = service {
             service.say(|driver| driver.log(&message, Level::Warning));
         }
