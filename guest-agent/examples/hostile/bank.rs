@@ -64,7 +64,7 @@ fn values(shared: &mut Shared) {
     for register in REGISTERS {
         for value in [0, 1, 0x40, 0x1000, 0x7fff_ffff, 0x8000_0000, 0xffff_ffc0, u32::MAX] {
             if *register == Register::CommandLow {
-                shared.commands += 1;
+                shared.commands += 2;
             }
             shared.raw.port_write(*register as u16, 4, value);
             shared.raw.memory_write(*register as u16, 4, value.into());
