@@ -326,6 +326,14 @@ impl Driver {
         self.take_output(operation, &mut buffer, place)
     }
 
+    /// Sees to it that a command can have a buffer of so many bytes.
+    ///
+    /// # Errors
+    /// [`DriverError::NoBuffer`], with the reason.
+    pub fn need_buffer(&mut self, bytes: usize) -> Result<(), DriverError> {
+        self.place(0, bytes).map(drop)
+    }
+
     /// Where a buffer goes: behind the input if there is room, else into the page or the large piece.
     fn place(&mut self, input: usize, buffer: usize) -> Result<Where, DriverError> {
         let behind = usize::from(HEADER_BYTES) + input.next_multiple_of(8);
