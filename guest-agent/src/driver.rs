@@ -3,6 +3,9 @@
 //! A command and what is small of it are in one page, so that one address is all that the device needs.
 //! Larger buffers are handed over by address: a page, or 2 MiB in one piece where there is such.
 
+mod error;
+mod events;
+
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,18 +16,20 @@ use std::time::{Duration, Instant};
 use control_abi::command::{
     HEADER_BYTES, Header, MAX_BUFFER, OUTPUT_LENGTH_OFFSET, PAGE_BYTES, Place, STATUS_OFFSET,
 };
-use control_abi::event::{Event, Kind};
+use control_abi::event::Event;
 use control_abi::operation::Operation;
 use control_abi::register::Register;
 use control_abi::status::{ACCEPTED, DONE, Error, PENDING};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-use crate::line::{self, Line};
-use crate::lock::{Lock, LockError};
+pub use self::error::DriverError;
+use self::events::{Announced, Events};
+use crate::line;
+use crate::lock::Lock;
 use crate::memory::{Memory, PAGE};
-use crate::pinned::{self, PinError};
+use crate::pinned;
 use crate::registers::Registers;
-use crate::ring::{Ring, halves};
+use crate::ring::halves;
 
 /// Where in the driver's memory things are: the command, the event ring, a buffer of a page.
 const COMMAND: usize = 0;
@@ -37,8 +42,6 @@ const _: () = assert!(PAGE_BYTES == PAGE as u64, "a command in a page");
 const LOOKS: (Duration, Duration) = (Duration::from_micros(50), Duration::from_millis(20));
 /// Between looks at the status of a command whose end is announced, should that get lost.
 const ANNOUNCED: Duration = Duration::from_millis(250);
-/// Events that are kept for whoever asks for them.
-const MOST_EVENTS: usize = 256;
 
 /// What a driver may do.
 #[derive(Debug, Clone)]
@@ -67,98 +70,6 @@ impl Default for Options {
     }
 }
 
-/// Why a command was not done.
-#[derive(Debug, thiserror::Error)]
-pub enum DriverError {
-    /// The device says no.
-    #[error("{}: {error}: {}", .operation.label(), .error.description().trim())]
-    Refused {
-        /// What was asked for.
-        operation: Operation,
-        /// What the device said.
-        error: Error,
-    },
-    /// The device did not see the command: it is not where the kernel says.
-    #[error(
-        "{}: the device did not see the command at {address:#x}; its register RESULT is \
-         {result:#010x}",
-        .operation.label()
-    )]
-    Unseen {
-        /// What was asked for.
-        operation: Operation,
-        /// The command's guest-physical address.
-        address: u64,
-        /// The register.
-        result: u32,
-    },
-    /// The device answered something that has no meaning.
-    #[error("{}: the device's answer makes no sense: {what}", .operation.label())]
-    Malformed {
-        /// What was asked for.
-        operation: Operation,
-        /// What is wrong.
-        what: String,
-    },
-    /// The echo of a ping is not what was sent: the device writes to other memory than this.
-    #[error("the device echoed other bytes than were sent")]
-    Echo,
-    /// The guest was copied, restored or moved while the command was on its way.
-    #[error(
-        "{}: lost, as this VM was copied, restored or moved meanwhile (generation {generation})",
-        .operation.label()
-    )]
-    Lost {
-        /// What was asked for.
-        operation: Operation,
-        /// The generation now.
-        generation: u32,
-    },
-    /// An accepted command did not end.
-    #[error("{}: no answer for {} seconds", .operation.label(), .waited.as_secs())]
-    NoAnswer {
-        /// What was asked for.
-        operation: Operation,
-        /// How long was waited.
-        waited: Duration,
-    },
-    /// The device may still write to this driver's memory, for a command that was given up.
-    #[error(
-        "this driver has given up a command that the device may still carry out; make a new one"
-    )]
-    GivenUp,
-    /// The argument of an operation that it cannot have.
-    #[error("{}: {what} cannot be '{value}': {error}", .operation.label())]
-    Argument {
-        /// What was asked for.
-        operation: Operation,
-        /// Which argument.
-        what: &'static str,
-        /// Its value.
-        value: String,
-        /// What is wrong with it.
-        error: Error,
-    },
-    /// A buffer that cannot be had in one piece.
-    #[error("a buffer of {bytes} bytes is needed in one piece: {}", show(source.as_deref()))]
-    NoBuffer {
-        /// Its size.
-        bytes: usize,
-        /// Why not; nothing if it is more than a command can have.
-        source: Option<Box<PinError>>,
-    },
-    /// No memory for commands.
-    #[error(transparent)]
-    Pin(#[from] PinError),
-    /// No lock.
-    #[error(transparent)]
-    Lock(#[from] LockError),
-}
-
-fn show(source: Option<&PinError>) -> String {
-    source.map_or_else(|| "that is more than a command can have".to_owned(), PinError::to_string)
-}
-
 /// What a command's buffer is for.
 #[derive(Debug)]
 pub enum Buffer<'a> {
@@ -175,15 +86,6 @@ impl Buffer<'_> {
             Self::Input(buffer) => buffer.len(),
         }
     }
-}
-
-/// The ring and the line that announces it.
-#[derive(Debug)]
-enum Events {
-    NotTried,
-    /// There are none, or they are another process's.
-    None,
-    Some(Ring, Option<Line>),
 }
 
 /// The memory for large buffers.
@@ -326,6 +228,14 @@ impl Driver {
         self.take_output(operation, &mut buffer, place)
     }
 
+    /// Sees to it that a command can have a buffer of so many bytes.
+    ///
+    /// # Errors
+    /// [`DriverError::NoBuffer`], with the reason.
+    pub fn need_buffer(&mut self, bytes: usize) -> Result<(), DriverError> {
+        self.place(0, bytes).map(drop)
+    }
+
     /// Where a buffer goes: behind the input if there is room, else into the page or the large piece.
     fn place(&mut self, input: usize, buffer: usize) -> Result<Where, DriverError> {
         let behind = usize::from(HEADER_BYTES) + input.next_multiple_of(8);
@@ -459,83 +369,6 @@ impl Driver {
         }
     }
 
-    /// Waits for events for at most so long, and keeps them.
-    fn look_for_events(&mut self, most: Duration) -> Announced {
-        if matches!(self.events, Events::NotTried) {
-            self.events = self.set_up_events();
-        }
-        let Events::Some(ring, line) = &mut self.events else { return Announced::Never };
-        let announced = match line {
-            Some(open) => match open.wait(most) {
-                Ok(true) => Announced::Yes,
-                Ok(false) => Announced::NotNow,
-                Err(_) => {
-                    *line = None;
-                    Announced::Never
-                }
-            },
-            None => Announced::Never,
-        };
-        for event in ring.take(self.registers.as_ref(), &self.memory) {
-            if event.kind != Kind::Completion && self.pending.len() < MOST_EVENTS {
-                self.pending.push_back(event);
-            }
-        }
-        announced
-    }
-
-    fn set_up_events(&mut self) -> Events {
-        use control_abi::register::feature::{EVENT_LINE, EVENTS};
-        let features = self.registers.read(Register::Features);
-        let wanted = self.options.events && features & EVENTS != 0;
-        if !wanted || !self.ring.keep().unwrap_or(false) {
-            return Events::None;
-        }
-        let line = self.options.line.as_ref().filter(|_| features & EVENT_LINE != 0);
-        let line = line.and_then(|path| Line::open(path).ok());
-        match self.set_up_ring() {
-            Some(ring) => Events::Some(ring, line),
-            None => Events::None,
-        }
-    }
-
-    /// Sets the ring up, while nobody submits: that changes the register `RESULT` too.
-    fn set_up_ring(&self) -> Option<Ring> {
-        let _held = self.submit.hold().ok()?;
-        Ring::set_up(self.registers.as_ref(), &self.memory, RING)
-    }
-
-    /// The next event that is not of a command, waited for at most so long.
-    ///
-    /// There are none where the device has none, or another process has the ring; the time goes by all
-    /// the same.
-    pub fn next_event(&mut self, most: Duration) -> Option<Event> {
-        let until = Instant::now() + most;
-        let mut pause = LOOKS.0;
-        loop {
-            if let Some(event) = self.pending.pop_front() {
-                return Some(event);
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            if self.look_for_events(left) == Announced::Never {
-                sleep(pause.min(left));
-                pause = (pause * 2).min(LOOKS.1);
-            }
-        }
-    }
-
-    /// Whether the device's events come to this driver, and whether a line announces them.
-    pub fn has_events(&mut self) -> (bool, bool) {
-        self.look_for_events(Duration::ZERO);
-        match &self.events {
-            Events::Some(_, line) => (true, line.is_some()),
-            _ => (false, false),
-        }
-    }
-
     fn take_output(
         &self,
         operation: Operation,
@@ -579,15 +412,6 @@ enum Where {
     Behind(usize),
     Page,
     Large,
-}
-
-/// What is known of the device's events.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Announced {
-    Yes,
-    NotNow,
-    /// Nobody waits for them.
-    Never,
 }
 
 fn random<const N: usize>() -> [u8; N] {

@@ -1,6 +1,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
+use control_abi::field::Arguments;
 use control_abi::operation::Input as Takes;
 use control_abi::status::DONE;
 use tempfile::TempDir;

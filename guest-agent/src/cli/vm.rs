@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
-use guest_agent::calls::{NewVm, StartedVm, State, VmStatus, VmSummary};
+use guest_agent::calls::{ImageStat, NewVm, StartedVm, State, VmStatus, VmSummary};
 use guest_agent::driver::Driver;
 use serde::Serialize;
 
@@ -187,14 +187,13 @@ impl LoadCommand {
         let begun = Instant::now();
         let image = Some(self.vm.image.as_str());
         let stat = driver.image_stat(image)?;
+        // Before there is a VM that waits in vain.
+        driver.need_buffer(usize::try_from(stat.chunk_bytes).unwrap_or(usize::MAX))?;
         let vm = driver.vm_prepare(&self.vm.vm())?;
-        let mut bytes = 0;
-        for chunk in 0..stat.chunks {
-            interrupt::check()?;
-            let content = driver.image_chunk(&stat, image, chunk)?;
-            driver.vm_load(vm.vm, chunk, &content)?;
-            bytes += content.len() as u64;
-        }
+        let bytes = hand_over(&mut driver, &stat, vm.vm).inspect_err(|_| {
+            // It cannot run any more; what made that so is what counts.
+            let _ = driver.vm_stop(vm.vm);
+        })?;
         let load_ms = milliseconds(begun);
         let text = format!(
             "vm {} {}: {} chunks, {bytes} bytes handed over in {load_ms} ms\n",
@@ -204,6 +203,18 @@ impl LoadCommand {
         options.print(&Loaded { vm, chunks, chunk_bytes, bytes, load_ms }, &text)?;
         Ok(Exit::Success)
     }
+}
+
+/// Fetches each chunk and hands it over; how many bytes they are.
+fn hand_over(driver: &mut Driver, stat: &ImageStat, vm: u64) -> Result<u64, CliError> {
+    let mut bytes = 0;
+    for chunk in 0..stat.chunks {
+        interrupt::check()?;
+        let content = driver.image_chunk(stat, Some(&stat.image), chunk)?;
+        driver.vm_load(vm, chunk, &content)?;
+        bytes += content.len() as u64;
+    }
+    Ok(bytes)
 }
 
 /// List the VMs that managers of this host booted.
