@@ -78,6 +78,15 @@ impl Driver {
         self.simple(&Input::new(Operation::Ready).text(Tag::Message, message)?)
     }
 
+    /// Has the device give up all commands of this guest that it works at: those of a program that was
+    /// killed, too.
+    ///
+    /// # Errors
+    /// As [`call`](Self::call).
+    pub fn cancel(&mut self) -> Result<(), DriverError> {
+        self.simple(&Input::new(Operation::Cancel))
+    }
+
     /// Says that the guest is alive.
     ///
     /// # Errors

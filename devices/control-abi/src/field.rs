@@ -168,6 +168,8 @@ tags! {
     After = 27, "after", U64;
     /// Milliseconds since the VM was started.
     Milliseconds = 28, "ms", U64;
+    /// The ticket of a command.
+    Ticket = 29, "ticket", U64;
 }
 
 /// One field.

@@ -103,6 +103,8 @@ operations! {
     Metrics = 0x05, "metrics", ALL, Input::Fields(&[(Tag::Name, Many), (Tag::Value, Many)]), Buffer::Unused;
     /// Notes a name with its time, for tracing a boot.
     Mark = 0x06, "mark", ALL, Input::Fields(&[(Tag::Name, Once)]), Buffer::Unused;
+    /// Gives up the command with this ticket, or all that were accepted: the device leaves their memory alone from then on, and no event comes of them. What was begun may still be done.
+    Cancel = 0x07, "cancel", ALL, Input::Fields(&[(Tag::Ticket, Optional)]), Buffer::Unused;
     /// Says what an image has: the guest's own, or with the right another one.
     ImageStat = 0x08, "image-stat", ALL, Input::Fields(&[(Tag::Image, Optional)]), Buffer::Fields(&[
         Tag::Image, Tag::Manifest, Tag::Chunks, Tag::ChunkBytes, Tag::Bytes,
@@ -185,6 +187,6 @@ mod tests {
         for operation in OPERATIONS {
             assert_eq!(Operation::from_number(operation.number()), Some(*operation));
         }
-        assert_eq!(Operation::from_number(7), None);
+        assert_eq!(Operation::from_number(0x0a), None);
     }
 }

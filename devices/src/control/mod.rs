@@ -24,7 +24,7 @@ use std::fmt;
 use std::time::Duration;
 
 use control_abi::event::{ALL_KINDS, Event, Kind};
-use control_abi::field::{Encoder, Tag};
+use control_abi::field::{Arguments, Encoder, Tag};
 use control_abi::operation::Operation;
 use control_abi::register::{self, Register};
 use control_abi::status::{self, Error};
@@ -283,8 +283,19 @@ impl<M: CommandMemory, O: Operations> ControlDevice<M, O> {
         match operation {
             Operation::Ping => Ok(Answer::Done(request.input)),
             Operation::Identify => self.identify(now).map(Answer::Done),
+            Operation::Cancel => Ok(self.cancel(&request.input)),
             _ => self.pass_on(operation, request, target),
         }
+    }
+
+    /// Forgets commands that were accepted; whoever ends them finds them gone.
+    fn cancel(&mut self, input: &[u8]) -> Answer {
+        let arguments = Arguments::of_result(input);
+        match arguments.u64(Tag::Ticket) {
+            Some(ticket) => drop(self.accepted.remove(&ticket)),
+            None => self.accepted.clear(),
+        }
+        Answer::Done(Vec::new())
     }
 
     fn pass_on(

@@ -1,4 +1,4 @@
-//! `status` and `ping`: whether the device is there and does what it should.
+//! `status`, `ping` and `cancel`: whether the device is there and does what it should.
 
 use std::fmt::Write;
 use std::time::{Duration, Instant};
@@ -12,6 +12,20 @@ use serde::Serialize;
 
 use super::exit::Exit;
 use super::{CliError, Global, interrupt};
+
+/// Have the device give up all commands that it works at.
+///
+/// A program that was killed while it waited for one has given its memory back, to which the device would
+/// still write the result. Commands of others that wait are given up, too.
+#[derive(Debug, Args)]
+pub struct CancelCommand {}
+
+impl CancelCommand {
+    pub fn run(options: &Global) -> Result<Exit, CliError> {
+        options.driver()?.cancel()?;
+        Ok(Exit::Success)
+    }
+}
 
 /// Show the device, this VM's identity and what it may do.
 #[derive(Debug, Args)]

@@ -69,6 +69,7 @@ enum Way {
 enum Command {
     Status(device::StatusCommand),
     Ping(device::PingCommand),
+    Cancel(device::CancelCommand),
     Log(say::LogCommand),
     Ready(say::ReadyCommand),
     Heartbeat(say::HeartbeatCommand),
@@ -199,6 +200,7 @@ pub fn main() -> ExitCode {
     }
     let result = match &cli.command {
         Command::Status(_) => device::StatusCommand::run(options),
+        Command::Cancel(_) => device::CancelCommand::run(options),
         Command::Ping(command) => command.run(options),
         Command::Log(command) => command.run(options),
         Command::Ready(command) => command.run(options),

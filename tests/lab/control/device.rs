@@ -110,7 +110,7 @@ fn a_command_costs_at_most_two_exits() {
 #[ignore = "boots guests: scripts/test runs it in the lab"]
 fn no_compaction_of_memory_loses_a_command() {
     let bench = Bench::new();
-    let script = "compact 1000 && echo script: done\n";
+    let script = "mkdir -p /run && mount -t tmpfs none /run && compact 1000 && echo script: done\n";
     push_script(&bench, "guest", script, &[example("compact")]);
     finished(boot(&bench, "guest", &["--role", "manager"]));
 }

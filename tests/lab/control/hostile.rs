@@ -14,7 +14,7 @@ fn a_guest_that_tries_everything_gets_error_numbers_and_nothing_else() {
     let script = "hostile 100000 && guest-agent ping && echo script: done\n";
     push_script(&bench, "guest", script, &[example("hostile")]);
     for cpus in ["1", "2"] {
-        let booted = finished(boot(&bench, "guest", &["--role", "manager", "--cpus", cpus]));
+        let booted = finished(boot(&bench, "guest", &["--cpus", cpus]));
         assert!(booted.console.contains("hostile: ok"), "{booted:#?}");
         let commands = booted.report["guest"]["control"]["commands"].as_u64().unwrap();
         assert!(commands > 100_000, "{booted:#?}");

@@ -106,7 +106,7 @@ fn operations_need_their_rights() {
 #[test]
 fn wrong_commands_have_their_errors() {
     let mut guest = Guest::manager();
-    guest.prepare(0x07, &[]);
+    guest.prepare(0x0a, &[]);
     assert_eq!(guest.submit_at(COMMAND), Error::BadOperation.status());
     guest.prepare(Operation::Log.number(), b"\x01\x00\xff\xff");
     assert_eq!(guest.submit_at(COMMAND), Error::BadField.status());
@@ -174,6 +174,31 @@ fn rates_are_kept_and_credit_says_how_many_are_left() {
     let done =
         (0..100).filter(|_| guest.command(Operation::VmBoot, &input) == status::DONE).count();
     assert_eq!(done, 64);
+}
+
+#[test]
+fn memory_of_cancelled_commands_is_left_alone() {
+    let mut guest = Guest::manager();
+    guest.raise_ring();
+    for ticket in 1..=3u64 {
+        assert_eq!(guest.command(Operation::Heartbeat, &[]), status::ACCEPTED);
+        assert_eq!(guest.bytes(COMMAND + 48), ticket.to_le_bytes());
+    }
+    let mut input = vec![0; 12];
+    Encoder::new(&mut input).u64(Tag::Ticket, 2).unwrap();
+    assert_eq!(guest.command(Operation::Cancel, &input), status::DONE);
+    guest.put(COMMAND, &[0xff; 512]);
+    guest.device.complete(2, Ok(b"late"));
+    assert_eq!(guest.bytes(COMMAND), [0xff; 512]);
+    assert_eq!(guest.get(Register::RingHead), 0);
+    guest.device.complete(1, Ok(b"in time"));
+    assert_eq!(guest.get(Register::RingHead), 1);
+    // All that are left.
+    assert_eq!(guest.command(Operation::Cancel, &[]), status::DONE);
+    guest.put(COMMAND, &[0xff; 512]);
+    guest.device.complete(3, Err(Error::Host));
+    assert_eq!(guest.bytes(COMMAND), [0xff; 512]);
+    assert_eq!(guest.device.buffer(3), Err(Error::Aborted));
 }
 
 #[test]
