@@ -355,7 +355,10 @@ impl<'a> Load<'a> {
                 let said = match outcome {
                     Outcome::Unasked => match nodes[node].breaker.admit(Instant::now()) {
                         Err(error) => error.to_string(),
-                        Ok(()) => "was not asked".into(),
+                        Ok(()) => match lock(&self.tallies).nodes[node].last_failure.clone() {
+                            Some(failure) => format!("was not asked any more: {failure}"),
+                            None => "was not asked".into(),
+                        },
                     },
                     Outcome::Missed => "does not have it".into(),
                     Outcome::Damaged => "has damaged content under its key".into(),
