@@ -23,6 +23,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
+    /// A full one.
     pub fn new(rate: Rate) -> Self {
         Self { rate, level: u128::from(rate.burst) * NANOS, filled: Duration::ZERO }
     }

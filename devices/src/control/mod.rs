@@ -30,8 +30,7 @@ use control_abi::register::{self, Register};
 use control_abi::status::{self, Error};
 use control_abi::{VERSION_MAJOR, VERSION_MINOR, command};
 
-pub use self::bucket::Rate;
-use self::bucket::TokenBucket;
+pub use self::bucket::{Rate, TokenBucket};
 pub use self::memory::CommandMemory;
 use self::memory::{MemoryError, joined};
 use self::request::{Request, Target};

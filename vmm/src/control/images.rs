@@ -108,7 +108,7 @@ impl Images {
         } else {
             if self.client.is_none() {
                 self.client = Some((self.opener)().map_err(|reason| {
-                    log::warn!("images for the guest: {reason}");
+                    log::info!("images for the guest: {reason}");
                     Error::Host
                 })?);
             }
@@ -130,6 +130,6 @@ fn failed(error: &LoadError) -> Error {
     if matches!(error, LoadError::NotFound(_) | LoadError::NoSuchChunk { .. }) {
         return Error::NoImage;
     }
-    log::warn!("image data for the guest: {error}");
+    log::info!("image data for the guest: {error}");
     Error::Host
 }

@@ -5,12 +5,15 @@ use std::fs::File;
 use std::io::Write;
 use std::time::Duration;
 
+use devices::control::{Rate, TokenBucket};
 use serde::Serialize;
 
 /// Marks that are kept, at most.
 const MAX_MARKS: usize = 64;
 /// Metrics that are kept, at most.
 const MAX_METRICS: usize = 256;
+/// How many messages of the guest go to the VMM's log; those beyond are in the file alone.
+const LOG_RATE: Rate = Rate { per_second: 10, burst: 100 };
 /// Bytes that are written to the file, at most.
 const MAX_FILE_BYTES: usize = 4 << 20;
 
@@ -116,6 +119,8 @@ pub struct Said {
     pub metrics: BTreeMap<String, u64>,
     /// How many messages it logged.
     pub messages: u64,
+    /// How many of them came too fast for the VMM's log.
+    pub messages_dropped: u64,
 }
 
 /// A line of the file.
@@ -132,12 +137,13 @@ pub struct Journal {
     said: Said,
     file: Option<File>,
     written: usize,
+    log: TokenBucket,
 }
 
 impl Journal {
     /// An empty journal, which is written to `file` as well.
     pub fn new(file: Option<File>) -> Self {
-        Self { said: Said::default(), file, written: 0 }
+        Self { said: Said::default(), file, written: 0, log: TokenBucket::new(LOG_RATE) }
     }
 
     /// Notes what was said.
@@ -166,8 +172,12 @@ impl Journal {
             }
             What::Log { level, message } => {
                 said.messages = said.messages.saturating_add(1);
-                // What a terminal would act on is shown as what it is.
-                log::log!(level.into(), "guest: {}", message.escape_debug());
+                if self.log.take(note.at) {
+                    // What a terminal would act on is shown as what it is.
+                    log::log!(level.into(), "guest: {}", message.escape_debug());
+                } else {
+                    said.messages_dropped = said.messages_dropped.saturating_add(1);
+                }
             }
         }
     }
@@ -251,5 +261,6 @@ mod tests {
         assert!(file.metadata().unwrap().len() <= MAX_FILE_BYTES as u64);
         let said = journal.into_said();
         assert_eq!((said.marks.len(), said.metrics.len()), (MAX_MARKS, MAX_METRICS));
+        assert_eq!((said.messages, said.messages_dropped), (10_000, 10_000 - 100));
     }
 }

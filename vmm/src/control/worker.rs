@@ -75,7 +75,7 @@ impl Worker {
         }
         let result = self.carry_out(call);
         if let Err(error) = &result {
-            log::info!("the guest's {} was refused: {error}", call.operation.label());
+            log::debug!("the guest's {} was refused: {error}", call.operation.label());
         }
         self.end(call.ticket, result);
     }

@@ -150,7 +150,7 @@ impl Manager {
         let waiting = self.waiting.iter_mut().find(|waiting| waiting.vm() == vm);
         let waiting = waiting.ok_or(Error::NoSuchVm)?;
         waiting.send(chunk, data).map_err(|error| {
-            log::info!("chunk {chunk} for VM {vm}: {error}");
+            log::debug!("chunk {chunk} for VM {vm}: {error}");
             if error.kind() == io::ErrorKind::WouldBlock { Error::Timeout } else { Error::BadState }
         })
     }
@@ -394,7 +394,7 @@ fn now_ms() -> u64 {
 }
 
 fn failed(error: &io::Error) -> Error {
-    log::warn!("VMs of the guest: {error}");
+    log::info!("VMs of the guest: {error}");
     Error::Host
 }
 
