@@ -107,7 +107,7 @@ pub fn headers(shared: &mut Shared) -> Result<(), Failure> {
         (36, &(MAX_BUFFER + 1).to_le_bytes(), Error::BadLength),
         (32, &(MAX_INPUT + 1).to_le_bytes(), Error::BadLength),
         (8, &[0xff, 0xff], Error::BadOperation),
-        (8, &[7, 0], Error::BadOperation),
+        (8, &[0x0a, 0], Error::BadOperation),
     ];
     for (at, wrong, error) in cases {
         let mut header = good;
