@@ -10,6 +10,7 @@
 //!
 //! | Module | Device |
 //! |---|---|
+//! | [`control`] | the guest's way to ask its VMM for something |
 //! | [`serial`] | 16550A at COM1: the console |
 //! | [`i8042`] | keyboard controller, as far as it resets the machine |
 //! | [`power`] | ACPI sleep and reset registers of a hardware-reduced platform |
@@ -21,6 +22,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bus;
+pub mod control;
 pub mod event;
 pub mod i8042;
 pub mod interrupt;

@@ -1,4 +1,4 @@
-//! The console: a 16550A at COM1.
+//! A serial port, 16550A: the console at COM1, the control device's event line at COM2.
 //!
 //! Registers and interrupts are vm-superio's. This module adds what a console needs around them:
 //! input that waits for room in the FIFO, and output that never disturbs the guest.
@@ -26,7 +26,15 @@ pub const COM1_BASE: u64 = 0x3f8;
 pub const COM1_LENGTH: u64 = 8;
 /// ISA interrupt of COM1.
 pub const COM1_IRQ: u32 = 4;
+/// First I/O port of COM2, the control device's event line.
+pub const COM2_BASE: u64 = 0x2f8;
+/// I/O ports of COM2.
+pub const COM2_LENGTH: u64 = 8;
+/// ISA interrupt of COM2.
+pub const COM2_IRQ: u32 = 3;
 
+/// Bytes of vm-superio's receive FIFO.
+const FIFO_BYTES: usize = 64;
 const MODEM_CONTROL_OFFSET: u8 = 4;
 const MODEM_CONTROL_LOOPBACK: u8 = 1 << 4;
 
@@ -70,6 +78,11 @@ impl SerialConsole {
     /// How many bytes [`receive`](Self::receive) would take now.
     pub fn space(&self) -> usize {
         if self.is_loopback() { 0 } else { self.uart.fifo_capacity() }
+    }
+
+    /// Whether nothing that was received waits for the guest, and it takes input.
+    pub fn is_idle(&self) -> bool {
+        self.space() == FIFO_BYTES
     }
 
     /// How many bytes of output were lost because the output did not take them.
@@ -185,7 +198,7 @@ mod tests {
     const INTERRUPT_ENABLE: u64 = 1;
     const LINE_STATUS: u64 = 5;
     const LOOPBACK: u8 = MODEM_CONTROL_LOOPBACK;
-    const FIFO: usize = 64;
+    const FIFO: usize = FIFO_BYTES;
 
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
@@ -261,7 +274,9 @@ mod tests {
         console.write(INTERRUPT_ENABLE, &[0b01]);
         let input: Vec<u8> = (0..100).collect();
         assert_eq!(console.space(), FIFO);
+        assert!(console.is_idle());
         assert_eq!(console.receive(&input), FIFO);
+        assert!(!console.is_idle());
         assert_eq!(interrupt.read().unwrap(), 1);
         assert_eq!(console.space(), 0);
         assert_eq!(console.receive(&input[FIFO..]), 0);

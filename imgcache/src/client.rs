@@ -155,6 +155,16 @@ impl ImageClient {
         Self { transport }
     }
 
+    /// Opens the image with this manifest, which is to be called `name` in reports, whether or not the
+    /// name stands for it still.
+    ///
+    /// # Errors
+    /// [`LoadError::Damaged`] if it is not there any more; else why it cannot be read.
+    pub fn open_exactly(&self, name: &ImageName, id: ManifestId) -> Result<Image, LoadError> {
+        let session = self.transport.open(&id).map_err(|error| failed(name, error))?;
+        Ok(Image { name: name.clone(), id, transport: self.transport.name(), session })
+    }
+
     /// Opens the image that is called `name` now.
     ///
     /// # Errors

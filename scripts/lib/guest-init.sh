@@ -14,6 +14,8 @@
 # With the word selftest.quick on the command line it powers off at once, having shown that user
 # space was reached: for what counts the exits, or the time, of a boot alone.
 #
+# If there is a file /test, it is run in place of the self-test, and the machine powered off when it ends.
+#
 # Standalone busybox: every command is one of its own. Each character costs an exit to the VMM,
 # so what need not be said is not.
 
@@ -30,6 +32,10 @@ failed() { failures="$failures${failures:+, }$*"; }
 
 mount -t sysfs sysfs /sys || failed "mount sysfs"
 mount -t devtmpfs devtmpfs /dev || failed "mount devtmpfs"
+if [ -e /test ]; then
+    sh /test
+    poweroff -f
+fi
 modprobe -a virtio_mmio virtio_rng pvpanic_mmio 2>/tmp/modprobe || failed "$(head -n 1 /tmp/modprobe)"
 
 # The RAM that the VMM's memory map grants, before the kernel takes any of it.

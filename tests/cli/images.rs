@@ -176,3 +176,49 @@ fn the_store_is_where_the_option_the_variable_or_the_home_says() {
     assert_eq!(images("option"), 1);
     assert!(!home.join("not-this").exists());
 }
+
+#[test]
+fn the_guest_agent_is_added_to_a_ramdisk_or_is_it() {
+    let bench = Bench::new();
+    let agent = bench.path().join("agent");
+    let mut program = vec![0; 120];
+    program[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    // A program for x86-64 with one header, of what is to be loaded.
+    for (at, value) in [(16, 2), (18, 62), (32, 64), (54, 56), (56, 1), (64, 1)] {
+        program[at] = value;
+    }
+    std::fs::write(&agent, &program).unwrap();
+    let with_agent = format!("--with-agent={}", agent.display());
+    let (kernel, initrd) = (guest_file("vmlinuz"), guest_file("initrd-small.cpio.gz"));
+    let initrd_bytes = |name: &str| {
+        let listed = bench.json(&["image", "ls", "--json"]);
+        let images = listed["images"].as_array().unwrap();
+        let image = images.iter().find(|image| image["name"] == name).unwrap();
+        number(&image["initrd_bytes"])
+    };
+
+    let mut arguments = push_arguments("with", &kernel, &initrd);
+    arguments.push(&with_agent);
+    let pushed = bench.json(&arguments);
+    assert!(pushed["notes"].to_string().contains("sbin/guest-agent"), "{pushed}");
+    push(&bench, "without", &initrd);
+    let more = initrd_bytes("with") - initrd_bytes("without");
+    assert!((120..1024).contains(&more), "{more}");
+
+    let alone = ["image", "push", "alone", "--kernel", kernel.to_str().unwrap(), &with_agent];
+    bench.expect(0, &alone);
+    assert!((120..1024).contains(&initrd_bytes("alone")));
+
+    // What is no static program, or is not there, is no agent; and nothing was pushed.
+    for (content, said) in [(Some(&b"#!/bin/sh"[..]), "static"), (None, "scripts/guest-agent")] {
+        match content {
+            Some(content) => std::fs::write(&agent, content).unwrap(),
+            None => std::fs::remove_file(&agent).unwrap(),
+        }
+        let mut arguments = push_arguments("bad", &kernel, &initrd);
+        arguments.push(&with_agent);
+        let output = bench.expect(6, &arguments);
+        assert!(String::from_utf8_lossy(&output.stderr).contains(said), "{output:?}");
+    }
+    bench.expect(3, &["image", "inspect", "bad"]);
+}

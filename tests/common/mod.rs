@@ -3,6 +3,7 @@
 
 pub mod guest;
 pub mod node;
+pub mod ramdisk;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -7,9 +7,9 @@ mod common;
 
 mod cluster;
 mod console;
+mod control;
 mod cost;
 mod ends;
-
 mod matrix;
 mod payload;
 mod settle;

@@ -2,12 +2,16 @@
 //!
 //! - [`cli`]: the command line, a file a subcommand;
 //! - [`machine`]: the virtual machine and its event loop;
+//! - [`control`]: what guests ask for through the control device;
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
 //! - [`host`]: what this host can do;
-//! - [`exit`]: the exit codes.
+//! - [`exit`]: the exit codes;
+//! - [`size`]: sizes as people write them.
 
 pub mod cli;
+pub mod control;
 pub mod exit;
 pub mod host;
 pub mod loader;
 pub mod machine;
+pub mod size;

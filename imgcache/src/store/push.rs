@@ -163,7 +163,9 @@ impl<'a> NewImage<'a> {
             segments.push(NewSegment {
                 kind: SegmentKind::Initrd,
                 placement: initrd_placement(info.initrd_addr_max, info.initrd_above_4g),
-                data_length: options.as_is.then(|| source.len().ok()).flatten(),
+                data_length: (options.as_is && options.added.is_empty())
+                    .then(|| source.len().ok())
+                    .flatten(),
                 memory_length: 0,
                 content: Box::new(|sink| Ok(import_initrd(source, options, sink)?.notes)),
             });

@@ -132,6 +132,14 @@ pub enum TransportError {
         /// The key that was asked for.
         key: ChunkKey,
     },
+    /// What a store of another kind is read by failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The reason.
+        source: std::io::Error,
+    },
     /// The embedded store failed.
     #[error(transparent)]
     Store(StoreError),
@@ -148,7 +156,10 @@ impl TransportError {
             Self::DamagedChunk { .. } => true,
             Self::Store(error) => error.is_damage(),
             Self::Cache(error) => matches!(error, ClusterError::Manifest(_)),
-            Self::UnknownImage(_) | Self::UnknownManifest(_) | Self::NoSuchChunk { .. } => false,
+            Self::UnknownImage(_)
+            | Self::UnknownManifest(_)
+            | Self::NoSuchChunk { .. }
+            | Self::Io { .. } => false,
         }
     }
 }

@@ -4,7 +4,12 @@ use imgcache::image::import::{ImportOptions, ImportedKernel, import_initrd, impo
 
 /// Limits that keep a run fast and small.
 fn options(as_is: bool) -> ImportOptions {
-    ImportOptions { as_is, max_kernel_size: 8 << 20, max_initrd_size: 8 << 20 }
+    ImportOptions {
+        as_is,
+        max_kernel_size: 8 << 20,
+        max_initrd_size: 8 << 20,
+        ..ImportOptions::default()
+    }
 }
 
 /// Imports `file` as a kernel, unpacked and as it is, and checks the plans.

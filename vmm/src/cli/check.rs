@@ -8,10 +8,11 @@ use clap::Args;
 use kvm_ioctls::Kvm;
 use serde::Serialize;
 
-use super::{CliError, HOW_TO_PUSH, StoreOptions, print_json, print_text, size};
+use super::{CliError, HOW_TO_PUSH, StoreOptions, print_json, print_text};
 use crate::exit::Exit;
 use crate::host::kvm::HostError;
 use crate::host::{hugepages, kvm};
+use crate::size;
 
 /// Check whether this host can boot guests, and how well.
 ///

@@ -8,8 +8,8 @@ mod generate;
 mod image;
 pub mod logging;
 mod progress;
-mod size;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -50,7 +50,7 @@ pub struct Cli {
 }
 
 /// Where images are.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 struct StoreOptions {
     /// Directory of the image store; by default `$XDG_DATA_HOME/vmm/images`.
     #[arg(long, global = true, value_name = "DIR", env = "VMM_STORE")]
@@ -58,6 +58,12 @@ struct StoreOptions {
 }
 
 impl StoreOptions {
+    /// The words that say the same again.
+    fn arguments(&self) -> Vec<OsString> {
+        let Some(store) = &self.store else { return Vec::new() };
+        vec!["--store".into(), store.clone().into()]
+    }
+
     fn path(&self) -> Result<PathBuf, CliError> {
         match &self.store {
             Some(path) => Ok(path.clone()),
@@ -150,6 +156,17 @@ pub enum CliError {
     /// Of the machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Rights of a guest that do not go together.
+    #[error("{0}")]
+    Rights(String),
+    /// Of taking chunks from a manager.
+    #[error("no manager hands chunks over at '{}': {source}", socket.display())]
+    HandOver {
+        /// The socket.
+        socket: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// Of a kernel or ramdisk file.
     #[error("{file}: {source}", file = file.display())]
     Input {
@@ -185,7 +202,7 @@ impl CliError {
             Self::Cache(error) => cache_exit(error),
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
-            Self::NoCache => Exit::Usage,
+            Self::NoCache | Self::Rights(_) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
@@ -193,7 +210,7 @@ impl CliError {
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_) | Self::Output { .. } => Exit::Failure,
+            Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } => Exit::Failure,
         }
     }
 }

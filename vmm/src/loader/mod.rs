@@ -8,6 +8,7 @@
 //!   pages it would cost the guest a fault for each. The machine makes it the guest's own memory
 //!   while the guest starts ([`machine::settle`](crate::machine::settle)).
 
+pub mod handed;
 pub mod warm;
 
 use std::ops::Range;

@@ -142,8 +142,10 @@ fn dsdt(virtio: &[VirtioWindow]) -> Sdt {
     const HEADER: u32 = 36;
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 6, OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     dsdt.append_slice(&bytecode(&sleep_state_s5()));
-    dsdt.append_slice(&serial_port());
+    dsdt.append_slice(&serial_port("_SB_.COM1", 0, serial::COM1_IRQ, serial::COM1_BASE));
+    dsdt.append_slice(&serial_port("_SB_.COM2", 1, serial::COM2_IRQ, serial::COM2_BASE));
     dsdt.append_slice(&pvpanic());
+    dsdt.append_slice(&control());
     for (index, window) in virtio.iter().enumerate() {
         dsdt.append_slice(&virtio_device(index, *window));
     }
@@ -170,17 +172,17 @@ fn low_half(address: u64) -> u32 {
     u32::try_from(address).unwrap_or(u32::MAX)
 }
 
-fn serial_port() -> Vec<u8> {
+fn serial_port(path: &str, index: u8, irq: u32, base: u64) -> Vec<u8> {
     bytecode(&aml::Device::new(
-        "_SB_.COM1".into(),
+        path.into(),
         vec![
             &aml::Name::new("_HID".into(), &aml::EISAName::new("PNP0501")),
-            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new("_UID".into(), &index),
             &aml::Name::new(
                 "_CRS".into(),
                 &aml::ResourceTemplate::new(vec![
-                    &interrupt(serial::COM1_IRQ),
-                    &ports(serial::COM1_BASE, serial::COM1_LENGTH),
+                    &interrupt(irq),
+                    &ports(base, serial::COM1_LENGTH),
                 ]),
             ),
         ],
@@ -199,6 +201,31 @@ fn pvpanic() -> Vec<u8> {
                     pvpanic::PVPANIC_PORT,
                     pvpanic::PVPANIC_LENGTH,
                 )]),
+            ),
+        ],
+    ))
+}
+
+/// The control device: nothing to drive it with is in a kernel, so that this reserves its addresses and
+/// lets programs find it.
+fn control() -> Vec<u8> {
+    use control_abi::register;
+    bytecode(&aml::Device::new(
+        "_SB_.VMMD".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &register::ACPI_ID),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new("_STA".into(), &0x0fu8),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![
+                    &ports(register::PORT_BASE.into(), register::WINDOW_BYTES.into()),
+                    &aml::Memory32Fixed::new(
+                        true,
+                        low_half(layout::CONTROL_MMIO),
+                        low_half(register::MMIO_BYTES),
+                    ),
+                ]),
             ),
         ],
     ))

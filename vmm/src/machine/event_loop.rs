@@ -14,6 +14,7 @@ use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::console::ConsoleInput;
+use super::control_events::ControlEvents;
 use super::event::MachineEvent;
 use super::mapped::MappedPart;
 use super::outcome::Outcome;
@@ -87,9 +88,12 @@ pub fn run(
         device: machine.rng.clone(),
         verdict: verdict.clone(),
     }));
-    manager.add_subscriber(Box::new(ConsoleInput::new(&machine.serial, verdict.clone())?));
-
-    let terminal = RawTerminal::enter().map_err(MachineError::system("set up the terminal"))?;
+    manager.add_subscriber(Box::new(ControlEvents::new(&machine.control, verdict.clone())));
+    let mut terminal = None;
+    if machine.keyboard {
+        manager.add_subscriber(Box::new(ConsoleInput::new(&machine.serial, verdict.clone())?));
+        terminal = RawTerminal::enter().map_err(MachineError::system("set up the terminal"))?;
+    }
     let mut settling = None;
     if !mapped.is_empty() {
         let new = Settling::start(mapped).map_err(MachineError::system("make an eventfd"))?;
@@ -100,6 +104,7 @@ pub fn run(
     if let Some(failure) = verdict.failure.take() {
         return Err(MachineError::Failed(failure));
     }
+    machine.control.end.begin();
     let mut running = vcpu::start(vcpus, &machine.platform)
         .map_err(MachineError::system("start the processors"))?;
     let outcome = loop {

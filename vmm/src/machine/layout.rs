@@ -5,7 +5,7 @@
 //! 0x0009_fc00  reserved: where a PC has its extended BIOS data area
 //! 0x000e_0000  ACPI tables
 //! 0x0010_0000  RAM: kernel, then what is free, then the ramdisk at the top
-//! 0xc000_0000  the hole below 4 GiB: virtio MMIO, I/O APIC, local APICs, KVM's own pages
+//! 0xc000_0000  the hole below 4 GiB: virtio MMIO, control device, I/O APIC, local APICs, KVM's own pages
 //! 0x1_0000_0000  RAM that did not fit below the hole
 //! ```
 
@@ -41,6 +41,8 @@ pub const HIGH_RAM: u64 = 0x10_0000;
 pub const HOLE: Range<u64> = 0xc000_0000..0x1_0000_0000;
 /// virtio MMIO windows, one after the other.
 pub const VIRTIO_MMIO: Range<u64> = 0xd000_0000..0xd001_0000;
+/// The control device's registers, in memory.
+pub const CONTROL_MMIO: u64 = control_abi::register::MMIO_BASE;
 /// The local APICs.
 pub const LOCAL_APIC: u32 = 0xfee0_0000;
 /// Three pages for KVM's task state segment, and one for its identity map (Intel only).
@@ -51,7 +53,7 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// First I/O port of the ACPI sleep and reset registers.
 pub const POWER_PORTS: u64 = 0x600;
 
-/// Interrupt line of the first virtio device; the others follow. Line 4 is the serial port's.
+/// Interrupt line of the first virtio device; the others follow. Lines 3 and 4 are the serial ports'.
 pub const VIRTIO_GSI: u32 = 5;
 /// How many virtio devices the machine has: the entropy device.
 pub const VIRTIO_DEVICES: u8 = 1;

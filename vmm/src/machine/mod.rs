@@ -8,6 +8,7 @@
 pub mod acpi;
 pub mod boot;
 mod console;
+mod control_events;
 pub mod cpuid;
 pub mod escape;
 pub mod event;
@@ -29,16 +30,20 @@ pub mod terminal;
 pub mod vcpu;
 pub mod wiring;
 
-use std::io::Write;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::{Bus, BusError};
+use devices::control::ControlDevice;
+use devices::interrupt::InterruptLine;
 use devices::ioapic::{self, Ioapic};
 use devices::serial::{self, SerialConsole};
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use devices::{i8042, power, pvpanic};
 use kvm_ioctls::VcpuFd;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use control_abi::register;
 
 use self::acpi::VirtioWindow;
 use self::boot::{BootInfo, Protocol};
@@ -52,6 +57,7 @@ use self::routes::RouteTable;
 use self::settle::Settled;
 use self::stats::{KvmStats, StatsFile};
 use self::vcpu::Platform;
+use crate::control;
 use crate::host::footprint;
 
 /// Why there is no machine, or it could not go on.
@@ -86,7 +92,8 @@ pub enum MachineError {
 }
 
 impl MachineError {
-    fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+    /// Of the host's refusal to do `what`.
+    pub fn system(what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         move |source| Self::System { what, source }
     }
 }
@@ -98,6 +105,8 @@ pub struct Life {
     pub outcome: Outcome,
     /// KVM's counters at its end.
     pub kvm: KvmStats,
+    /// What the control device counted.
+    pub control: devices::control::Counters,
     /// How far what was mapped became its own memory, if anything was to.
     pub settled: Option<Settled>,
     /// Bytes of memory that this process took beside the guest's while it still ran.
@@ -112,15 +121,28 @@ pub struct Machine {
     platform: Platform,
     serial: Arc<Mutex<SerialConsole>>,
     rng: Arc<Mutex<MmioTransport<Rng>>>,
+    control: ControlParts,
+    keyboard: bool,
     events: EventReceiver,
     stats: Vec<StatsFile>,
     ram: GuestRam,
     _slots: Vec<RamRange>,
 }
 
+/// The control device, and what the event loop has of it.
+#[derive(Debug)]
+struct ControlParts {
+    device: Arc<Mutex<control::Device>>,
+    /// Signalled by the device when there are events.
+    raised: EventFd,
+    /// The line on which the guest hears of that.
+    line: Arc<Mutex<SerialConsole>>,
+    end: control::WorkerEnd,
+}
+
 impl Machine {
     /// Puts devices around `processors`, takes over `ram` with the image in it, and writes what
-    /// the kernel finds in memory. `output` is where the serial console writes.
+    /// the kernel finds in memory.
     ///
     /// # Errors
     /// KVM's or the host's refusal, or a kernel that cannot be started this way.
@@ -129,7 +151,8 @@ impl Machine {
         ram: GuestRam,
         entry: (Protocol, Entry),
         boot: &BootSpec<'_>,
-        output: Box<dyn Write + Send>,
+        console: Console,
+        control: control::MachineEnd,
     ) -> Result<Self, MachineError> {
         let Processors { vm, vcpus, stats, wiring, ram: slots } = processors;
         let (sender, events) = event_channel().map_err(MachineError::system("make an eventfd"))?;
@@ -139,8 +162,16 @@ impl Machine {
             Arc::new(Mutex::new(Ioapic::new(RouteTable::new(vm.clone()), layout::GSI_COUNT)));
         memory.insert("I/O APIC", ioapic::IOAPIC_BASE, ioapic::IOAPIC_LENGTH, ioapic.clone())?;
 
-        let serial = Arc::new(Mutex::new(SerialConsole::new(wiring.serial, output)));
+        let serial = Arc::new(Mutex::new(SerialConsole::new(wiring.serial, console.output)));
         ports.insert("serial", serial::COM1_BASE, serial::COM1_LENGTH, serial.clone())?;
+        let line = SerialConsole::new(wiring.event_line, Box::new(std::io::sink()));
+        let line = Arc::new(Mutex::new(line));
+        ports.insert("event line", serial::COM2_BASE, serial::COM2_LENGTH, line.clone())?;
+        let control = ControlParts::new(control, &ram, line)?;
+        let (base, length) = (register::PORT_BASE.into(), register::WINDOW_BYTES.into());
+        ports.insert("control", base, length, control.device.clone())?;
+        let (base, length) = (layout::CONTROL_MMIO, register::MMIO_BYTES);
+        memory.insert("control", base, length, control.device.clone())?;
         let i8042 = Arc::new(Mutex::new(i8042::I8042::new(sender.sink())));
         ports.insert("i8042", i8042::I8042_BASE, i8042::I8042_LENGTH, i8042)?;
         let pvpanic = Arc::new(Mutex::new(pvpanic::Pvpanic::new(sender.sink())));
@@ -164,10 +195,22 @@ impl Machine {
         }
         let platform =
             Platform { ports: Arc::new(ports), mmio: Arc::new(memory), ioapic, events: sender };
-        Ok(Self { vcpus, platform, serial, rng, events, stats, ram, _slots: slots })
+        let keyboard = console.keyboard;
+        Ok(Self {
+            vcpus,
+            platform,
+            serial,
+            rng,
+            control,
+            keyboard,
+            events,
+            stats,
+            ram,
+            _slots: slots,
+        })
     }
 
-    /// Runs the guest until its life ends; standard input is its console. What is mapped from files
+    /// Runs the guest until its life ends. What is mapped from files
     /// becomes memory of the guest's own meanwhile if `settle` says so.
     ///
     /// # Errors
@@ -187,7 +230,42 @@ impl Machine {
             }
         }
         let guest: Vec<_> = self.ram.ranges().iter().map(RamRange::host).collect();
-        Life { outcome, kvm, settled, overhead_bytes: footprint::resident_except(&guest) }
+        let control = event_loop::lock(&self.control.device).counters();
+        let overhead_bytes = footprint::resident_except(&guest);
+        Life { outcome, kvm, control, settled, overhead_bytes }
+    }
+}
+
+impl ControlParts {
+    fn new(
+        end: control::MachineEnd,
+        ram: &GuestRam,
+        line: Arc<Mutex<SerialConsole>>,
+    ) -> Result<Self, MachineError> {
+        let make = || {
+            let raised = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+            Ok((InterruptLine::new(raised.try_clone()?), raised))
+        };
+        let (trigger, raised) = make().map_err(MachineError::system("make an eventfd"))?;
+        let control::MachineEnd { identity, desk, clock, worker } = end;
+        let memory = ram.memory().clone();
+        let time = move || clock.elapsed();
+        let device = ControlDevice::new(identity, memory, desk, trigger, Box::new(time));
+        Ok(Self { device: Arc::new(Mutex::new(device)), raised, line, end: worker })
+    }
+}
+
+/// Where the console is.
+pub struct Console {
+    /// Where it writes.
+    pub output: Box<dyn std::io::Write + Send>,
+    /// Whether standard input is its keyboard.
+    pub keyboard: bool,
+}
+
+impl std::fmt::Debug for Console {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Console").field("keyboard", &self.keyboard).finish_non_exhaustive()
     }
 }
 

@@ -24,6 +24,8 @@ const RNG_QUEUES: u32 = 1;
 pub struct Wiring {
     /// The serial port's interrupt.
     pub serial: InterruptLine,
+    /// The event line's interrupt: a second serial port.
+    pub event_line: InterruptLine,
     /// The entropy device's interrupt.
     pub rng: InterruptLine,
     /// The notifications of the entropy device's queues.
@@ -38,6 +40,7 @@ impl Wiring {
     pub fn connect(vm: &VmFd) -> Result<Self, MachineError> {
         Ok(Self {
             serial: interrupt_line(vm, serial::COM1_IRQ)?,
+            event_line: interrupt_line(vm, serial::COM2_IRQ)?,
             rng: interrupt_line(vm, RNG.gsi)?,
             rng_queues: queue_events(vm, RNG, RNG_QUEUES)?,
         })

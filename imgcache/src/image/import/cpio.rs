@@ -6,7 +6,7 @@
 //! counts from the start of the stream. Zero bytes may stand between archives.
 
 use super::error::ImportError;
-use super::initrd::{Output, not_cpio};
+use super::initrd::{Output, not_cpio, prefix};
 
 const HEADER_LENGTH: usize = 110;
 const MAGIC_LENGTH: usize = 6;
@@ -191,7 +191,8 @@ impl Walker {
                 self.check_header()?;
                 State::Name
             } else {
-                self.check_name()?;
+                let name = self.check_name()?;
+                output.notice(name);
                 State::Content
             };
             output.write(&self.collected)?;
@@ -258,26 +259,23 @@ impl Walker {
         Ok(())
     }
 
-    fn check_name(&mut self) -> Result<(), ImportError> {
+    /// Checks the name, and returns it without the zeros behind it.
+    fn check_name(&mut self) -> Result<&[u8], ImportError> {
         let name = &self.collected[..self.entry.name_size];
         if name.last() != Some(&0) {
             let end = &name[name.len().saturating_sub(16)..];
             return Err(self.header_error("name", end, "does not end with a zero byte"));
         }
         // Names may be padded with zeros to align the content.
-        self.entry.is_trailer = name.split(|byte| *byte == 0).next() == Some(TRAILER);
-        Ok(())
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        self.entry.is_trailer = name == TRAILER;
+        Ok(name)
     }
 
     fn header_error(&self, field: &'static str, value: &[u8], reason: &'static str) -> ImportError {
         let offset = self.entry.start;
         ImportError::CpioHeader { offset, field, value: value.to_vec(), reason }
     }
-}
-
-/// At most `length` bytes from the start of `bytes`.
-fn prefix(bytes: &[u8], length: u64) -> &[u8] {
-    &bytes[..usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len())]
 }
 
 /// The value of 8 hexadecimal digits, without the sign that `from_str_radix` would take.

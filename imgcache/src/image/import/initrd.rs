@@ -5,9 +5,11 @@
 //! compressed main one. A raw archive starts on a multiple of 4 bytes. The result is the same
 //! archives, all raw. Memory does not grow with the ramdisk: it is read once and streamed.
 
-use std::io::{BufRead, Read, Write};
+use std::collections::BTreeSet;
+use std::io::{self, BufRead, Read, Write};
 
 use super::ImportOptions;
+use super::added::{added_archive, parents};
 use super::compression::{self, Compression};
 use super::cpio::Walker;
 use super::error::ImportError;
@@ -56,11 +58,54 @@ pub fn import_initrd(
 ) -> Result<ImportedInitrd, ImportError> {
     let source = Source::new(source)?;
     let mut output = Output::new(sink, options.max_initrd_size);
-    let mut window = source.window(0, source.length());
-    if options.as_is {
-        return pass_through(&mut window, &mut output);
+    if !options.as_is {
+        output.look_for(options);
+        let mut initrd = unpack(source, &mut output)?;
+        add(options, &output.found.clone(), &mut initrd, &mut output)?;
+        return Ok(initrd);
     }
+    let mut initrd = pass_through(source, &mut output)?;
+    if !options.added.is_empty() {
+        // Which folders there are is only known of what is unpacked.
+        let mut nothing = io::sink();
+        let mut unpacked = Output::new(&mut nothing, options.max_initrd_size);
+        unpacked.look_for(options);
+        unpack(source, &mut unpacked)?;
+        add(options, &unpacked.found, &mut initrd, &mut output)?;
+    }
+    Ok(initrd)
+}
 
+/// Adds the archive of the files that the options name, behind a ramdisk that has the folders `present`.
+fn add(
+    options: &ImportOptions,
+    present: &BTreeSet<String>,
+    initrd: &mut ImportedInitrd,
+    output: &mut Output<'_>,
+) -> Result<(), ImportError> {
+    if options.added.is_empty() {
+        return Ok(());
+    }
+    let archive = added_archive(&options.added, present)
+        .ok_or(ImportError::TooLarge { what: "a file to add", limit: u64::from(u32::MAX) })?;
+    if options.as_is {
+        // Linux wants archives on a multiple of 4 bytes, and some decompressors want to see zeros.
+        let zeros = [0; 8];
+        let odd = output.length % 4;
+        let count = if odd == 0 { 4 } else { 8 - odd };
+        output.write(prefix(&zeros, count))?;
+    }
+    let offset = output.length;
+    output.write(&archive)?;
+    let paths: Vec<_> = options.added.iter().map(|file| file.path.as_str()).collect();
+    initrd.notes.push(format!("added to the ramdisk at offset {offset:#x}: {}", paths.join(", ")));
+    initrd.length = output.length;
+    Ok(())
+}
+
+/// Unpacks all parts.
+fn unpack(source: Source<'_>, output: &mut Output<'_>) -> Result<ImportedInitrd, ImportError> {
+    let mut window = source.window(0, source.length());
     let mut parts = Vec::new();
     let mut notes = Vec::new();
     while window.remaining() > 0 {
@@ -72,7 +117,7 @@ pub fn import_initrd(
         }
         let (offset, before) = (window.position(), output.length);
         let mut walker = Walker::new(offset);
-        walk_raw(&mut window, &mut walker, &mut output)?;
+        walk_raw(&mut window, &mut walker, output)?;
         let compression = if walker.position() > offset {
             None
         } else {
@@ -81,7 +126,7 @@ pub fn import_initrd(
                 return Err(not_cpio(offset, &head));
             };
             walker = Walker::new(0);
-            let streams = unpack_part(compression, &mut window, &mut walker, &mut output)?;
+            let streams = unpack_part(compression, &mut window, &mut walker, output)?;
             if streams > 1 {
                 notes.push(format!(
                     "the archive at offset {offset:#x} spans {streams} {compression} streams"
@@ -180,12 +225,13 @@ fn unpack_part(
 
 /// Writes the file as it is.
 fn pass_through(
-    window: &mut Window<'_>,
+    source: Source<'_>,
     output: &mut Output<'_>,
 ) -> Result<ImportedInitrd, ImportError> {
+    let mut window = source.window(0, source.length());
     loop {
         let offset = window.position();
-        let piece = fill(window, offset)?;
+        let piece = fill(&mut window, offset)?;
         let length = piece.len();
         if length == 0 {
             break;
@@ -216,11 +262,30 @@ pub(super) struct Output<'s> {
     /// Bytes seen: those written, and the padding that is dropped.
     seen: u64,
     limit: u64,
+    /// Folders that something is to be put into, and those of them that there are.
+    wanted: BTreeSet<String>,
+    found: BTreeSet<String>,
 }
 
 impl<'s> Output<'s> {
     pub(super) fn new(sink: &'s mut dyn Write, limit: u64) -> Self {
-        Self { sink, length: 0, seen: 0, limit }
+        let (wanted, found) = (BTreeSet::new(), BTreeSet::new());
+        Self { sink, length: 0, seen: 0, limit, wanted, found }
+    }
+
+    /// Looks for the folders that files are to be added to.
+    fn look_for(&mut self, options: &ImportOptions) {
+        let folders = options.added.iter().flat_map(|file| parents(&file.path));
+        self.wanted = folders.map(str::to_owned).collect();
+    }
+
+    /// Takes notice of the name of an entry, which may begin with `/` or `./`.
+    pub(super) fn notice(&mut self, name: &[u8]) {
+        let Ok(name) = std::str::from_utf8(name) else { return };
+        let name = name.trim_start_matches("./").trim_matches('/');
+        if self.wanted.contains(name) {
+            self.found.insert(name.to_owned());
+        }
     }
 
     /// Passes on bytes of an archive.
@@ -243,6 +308,11 @@ impl<'s> Output<'s> {
         }
         Ok(())
     }
+}
+
+/// At most `length` bytes from the start of `bytes`.
+pub(super) fn prefix(bytes: &[u8], length: u64) -> &[u8] {
+    &bytes[..usize::try_from(length).unwrap_or(usize::MAX).min(bytes.len())]
 }
 
 /// The error for `bytes` at `offset`, which are neither an archive nor compressed.

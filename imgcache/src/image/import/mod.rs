@@ -11,9 +11,11 @@
 //! - `bzimage`: the Linux/x86 boot protocol, up to 2.15;
 //! - `elf`: System V ELF-64, and the PVH entry note of the Xen project;
 //! - `initrd` and `cpio`: Linux's initramfs buffer format;
+//! - `added`: files that are put into a ramdisk;
 //! - `compression`, `lz4`, `zstd`: the compressed formats that Linux reads;
 //! - `source`: positional reads.
 
+mod added;
 mod bzimage;
 mod compression;
 mod cpio;
@@ -32,6 +34,7 @@ mod seeds;
 #[cfg(test)]
 mod testing;
 
+pub use added::{AddedContent, AddedFile, added_archive};
 pub use compression::Compression;
 pub use error::ImportError;
 pub use initrd::{ImportedInitrd, InitrdPart, import_initrd};
@@ -48,10 +51,17 @@ pub struct ImportOptions {
     pub max_kernel_size: u64,
     /// Most bytes that a ramdisk may unpack to.
     pub max_initrd_size: u64,
+    /// What a ramdisk gets in addition to what it has.
+    pub added: Vec<AddedFile>,
 }
 
 impl Default for ImportOptions {
     fn default() -> Self {
-        Self { as_is: false, max_kernel_size: 1 << 30, max_initrd_size: 64 << 30 }
+        Self {
+            as_is: false,
+            max_kernel_size: 1 << 30,
+            max_initrd_size: 64 << 30,
+            added: Vec::new(),
+        }
     }
 }

@@ -11,6 +11,7 @@ fn options() -> [ImportOptions; 2] {
         as_is,
         max_kernel_size: 1 << 24,
         max_initrd_size: 1 << 22,
+        ..ImportOptions::default()
     })
 }
 

@@ -58,6 +58,15 @@ impl fmt::Display for LinkKind {
     }
 }
 
+impl fmt::Display for LinkChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Only(kind) => kind.fmt(f),
+        }
+    }
+}
+
 impl FromStr for LinkChoice {
     type Err = InvalidLink;
 

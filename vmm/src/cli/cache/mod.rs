@@ -10,7 +10,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-pub use self::options::{CacheOptions, LoadOptions, WriteOptions, image_client, open_for_writing};
+pub use self::options::{
+    CacheOptions, LoadOptions, WriteOptions, image_transport, open_for_writing,
+};
 use super::CliError;
 use crate::exit::Exit;
 

@@ -1,10 +1,10 @@
 //! The options that say where the distributed cache is.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use imgcache::client::ImageClient;
 use imgcache::cluster::address::CacheUrl;
 use imgcache::store::Store;
 use imgcache::transport::Transport;
@@ -20,7 +20,7 @@ Cache of several nodes to use, each imgcached or memcached 1.6 or later. One of
   members:FILE                        the nodes that a membership file lists";
 
 /// The distributed cache, if there is one.
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Distributed cache")]
 pub struct CacheOptions {
     /// Cache of several nodes to use.
@@ -41,7 +41,7 @@ pub struct CacheOptions {
 }
 
 /// What a load from the cache needs beyond its address.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Distributed cache")]
 pub struct LoadOptions {
     /// Store to fetch from what no node of the cache has; it is then put into the cache. By default
@@ -84,6 +84,18 @@ impl CacheOptions {
         ClusterOptions { tls, ..ClusterOptions::default() }
     }
 
+    /// The words that say the same again.
+    pub fn arguments(&self) -> Vec<OsString> {
+        let url = self.cache.as_ref().map(|url| url.to_string().into());
+        let file = |file: &Option<PathBuf>| file.clone().map(PathBuf::into_os_string);
+        words([
+            ("--cache", url),
+            ("--cache-tls-ca", file(&self.cache_tls_ca)),
+            ("--cache-tls-cert", file(&self.cache_tls_cert)),
+            ("--cache-tls-key", file(&self.cache_tls_key)),
+        ])
+    }
+
     /// The membership file, if that is how the cache was named.
     pub fn members_file(&self) -> Option<&Path> {
         match &self.cache {
@@ -99,6 +111,27 @@ impl CacheOptions {
     }
 }
 
+impl LoadOptions {
+    /// The words that say the same again.
+    pub fn arguments(&self) -> Vec<OsString> {
+        words([
+            ("--origin", self.origin.clone().map(PathBuf::into_os_string)),
+            ("--load-deadline", Some(self.load_deadline.to_string().into())),
+            ("--transport", Some(self.transport.to_string().into())),
+        ])
+    }
+}
+
+/// Options and their values, of those that have one; each in one word.
+fn words<const N: usize>(options: [(&str, Option<OsString>); N]) -> Vec<OsString> {
+    let word = |(option, value): (&str, Option<OsString>)| {
+        let mut word = OsString::from(format!("{option}="));
+        word.push(value?);
+        Some(word)
+    };
+    options.into_iter().filter_map(word).collect()
+}
+
 /// The cache that an image is to be put into; `None` if none was named.
 pub fn open_for_writing(
     cache: &CacheOptions,
@@ -110,14 +143,12 @@ pub fn open_for_writing(
 }
 
 /// Where a boot gets its image: the cache if one was named, with a store behind it, else the store.
-pub fn image_client(
+pub fn image_transport(
     cache: &CacheOptions,
     load: &LoadOptions,
     store: &StoreOptions,
-) -> Result<ImageClient, CliError> {
-    let Some(url) = &cache.cache else {
-        return Ok(ImageClient::new(Box::new(open_store(store)?)));
-    };
+) -> Result<Box<dyn Transport>, CliError> {
+    let Some(url) = &cache.cache else { return Ok(Box::new(open_store(store)?)) };
     let origin = match &load.origin {
         Some(folder) => Some(open_origin(folder)?),
         None => find_store(store)?,
@@ -126,7 +157,7 @@ pub fn image_client(
     let deadline = Duration::from_secs(load.load_deadline);
     let options =
         ClusterOptions { load_deadline: deadline, link: load.transport, ..cache.options() };
-    Ok(ImageClient::new(Box::new(Cluster::open(url, options, origin)?)))
+    Ok(Box::new(Cluster::open(url, options, origin)?))
 }
 
 /// A store that was named must be there.

@@ -14,8 +14,9 @@ use serde::Serialize;
 
 use super::{CacheCommandError, CacheOptions};
 use crate::cli::progress::Progress;
-use crate::cli::{CliError, print_json, print_text, say, size};
+use crate::cli::{CliError, print_json, print_text, say};
 use crate::exit::Exit;
+use crate::size;
 
 /// Copy what is missing to where it belongs, and then remove what is superfluous.
 ///

@@ -7,8 +7,9 @@ use imgcache::transport::cluster::{Cluster, Topology};
 use serde::Serialize;
 
 use super::CacheOptions;
-use crate::cli::{CliError, print_json, print_text, size};
+use crate::cli::{CliError, print_json, print_text};
 use crate::exit::Exit;
+use crate::size;
 
 /// Show the nodes of the cache, its images, and whether a node can be stopped without loss.
 ///

@@ -3,8 +3,8 @@
 use imgcache::transport::verbs::{self, Device, Driver, LinkLayer, Port, PortState, VerbsError};
 
 use super::Finding;
-use crate::cli::size;
 use crate::host::limits;
+use crate::size;
 
 /// Locked memory that a load needs at the least: what it has registered of one image.
 const ENOUGH: u64 = 1 << 30;

@@ -3,8 +3,9 @@
 use clap::Args;
 use imgcache::store::GcReport;
 
-use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text};
 use crate::exit::Exit;
+use crate::size;
 
 /// Give back the space of chunks that no image needs.
 ///

@@ -5,8 +5,9 @@ use imgcache::image::manifest::Placement;
 use imgcache::image::name::ImageName;
 use imgcache::store::Inspection;
 
-use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text};
 use crate::exit::Exit;
+use crate::size;
 
 /// Show where an image lands, how it is entered, and what it takes in the store.
 #[derive(Debug, Args)]

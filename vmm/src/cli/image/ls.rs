@@ -3,8 +3,9 @@
 use clap::Args;
 use serde::Serialize;
 
-use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text, say, size};
+use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text, say};
 use crate::exit::Exit;
+use crate::size;
 
 /// List the images.
 #[derive(Debug, Args)]

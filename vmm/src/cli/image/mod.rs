@@ -1,5 +1,6 @@
 //! `vmm image`: what is in the store.
 
+mod agent;
 mod gc;
 mod inspect;
 mod ls;

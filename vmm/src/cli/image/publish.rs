@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use crate::cli::cache::{CacheOptions, WriteOptions, open_for_writing};
 use crate::cli::progress::Progress;
-use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, say, size};
+use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, say};
 use crate::exit::Exit;
+use crate::size;
 
 /// Put an image of the store into the cache, in place of what its name stood for there.
 ///

@@ -1,11 +1,12 @@
 //! `vmm image push`: from kernel and ramdisk files to an image in the store.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use imgcache::client::ImageClient;
-use imgcache::image::import::{ImportError, ImportOptions, ReadAt, import_kernel};
+use imgcache::image::import::{ImportError, ImportOptions, ReadAt, added_archive, import_kernel};
 use imgcache::image::manifest::{
     DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, ManifestError,
 };
@@ -15,14 +16,16 @@ use imgcache::store::{NewImage, PushOptions, PushReport, Store, StoreError};
 use imgcache::transport::cluster::publish::PublishReport;
 use serde::Serialize;
 
+use super::agent::{self, AgentFile};
 use super::publish;
 use crate::cli::cache::{CacheOptions, WriteOptions, open_for_writing};
 use crate::cli::progress::Progress;
-use crate::cli::{CliError, StoreOptions, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, print_json, print_text};
 use crate::exit::Exit;
 use crate::loader::warm;
 use crate::machine::boot::MACHINE_COMMAND_LINE;
 use crate::machine::layout::COMMAND_LINE_MAX;
+use crate::size;
 
 /// What an image's kernel is told if nothing else is asked for.
 const DEFAULT_CMDLINE: &str = "console=ttyS0 quiet";
@@ -54,6 +57,12 @@ pub struct PushCommand {
     /// then places itself at a random address (KASLR).
     #[arg(long)]
     as_is: bool,
+
+    /// Add the guest agent to the ramdisk, as /sbin/guest-agent; without --initrd it is the ramdisk, and
+    /// its init. FILE is what scripts/guest-agent built; by default guest-agent beside this program.
+    #[arg(long, value_name = "FILE", num_args = 0..=1, require_equals = true,
+        default_missing_value = "", value_parser = AgentFile::parse)]
+    with_agent: Option<AgentFile>,
 
     /// Bytes per chunk, a power of two from 4K to 1M.
     #[arg(long, value_name = "SIZE", default_value = "256K", value_parser = chunk_size)]
@@ -97,13 +106,25 @@ struct Report<'a> {
 impl PushCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let cluster = open_for_writing(&self.cache, &self.write)?;
-        let options = ImportOptions { as_is: self.as_is, ..ImportOptions::default() };
+        let mut options = ImportOptions { as_is: self.as_is, ..ImportOptions::default() };
         let kernel_file = open(&self.kernel)?;
         let kernel =
             import_kernel(&kernel_file, &options).map_err(|error| input(&self.kernel, error))?;
         self.check_command_line(kernel.cmdline_max)?;
         let initrd_file = self.initrd.as_deref().map(open).transpose()?;
-        let initrd = initrd_file.as_ref().map(|file| (file as &dyn ReadAt, &options));
+        let added = match &self.with_agent {
+            Some(file) => agent::files(file, initrd_file.is_none())?,
+            None => Vec::new(),
+        };
+        let mut agent_alone = None;
+        if initrd_file.is_some() {
+            options.added = added;
+        } else if !added.is_empty() {
+            agent_alone = added_archive(&added, &BTreeSet::new());
+        }
+        let alone = agent_alone.as_ref().map(|archive| archive as &dyn ReadAt);
+        let initrd = initrd_file.as_ref().map(|file| file as &dyn ReadAt).or(alone);
+        let initrd = initrd.map(|source| (source, &options));
 
         // Nothing is touched before the kernel is known to be good; the ramdisk is checked while
         // it is pushed, and the name changes last.
@@ -214,6 +235,7 @@ mod tests {
             initrd: initrd.map(PathBuf::from),
             cmdline: String::new(),
             as_is: false,
+            with_agent: None,
             chunk_size: DEFAULT_CHUNK_SIZE,
             json: false,
             cache: CacheOptions::default(),

@@ -3,8 +3,9 @@
 use clap::Args;
 use imgcache::store::VerifyReport;
 
-use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, find_store, print_json, print_text};
 use crate::exit::Exit;
+use crate::size;
 
 /// Hash every chunk of the store in full, and name what is damaged.
 ///

@@ -5,9 +5,10 @@ use imgcache::client::ImageClient;
 use imgcache::image::name::ImageName;
 use serde::Serialize;
 
-use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text, size};
+use crate::cli::{CliError, StoreOptions, open_store, print_json, print_text};
 use crate::exit::Exit;
 use crate::loader::warm;
+use crate::size;
 
 /// Read images into this host's memory in 2 MiB pages, ready to be mapped into guests.
 ///

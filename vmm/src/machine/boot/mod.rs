@@ -12,11 +12,12 @@ use super::layout;
 use super::registers::Entry;
 
 /// What the kernel is told of the machine that it does not take from ACPI tables; the image's own
-/// words come later and win. There is no PCI to probe for and one serial port: each probe would be
-/// an exit. It is restarted by ACPI: Linux takes hardware-reduced ACPI for a sign of EFI and,
+/// words come later and win. There is no PCI to probe for and two serial ports, the console and the
+/// control device's event line: each probe would be an exit. It is restarted by ACPI: Linux takes hardware-reduced ACPI for a sign of EFI and,
 /// finding none, would jump into a BIOS. And a kernel that panics ends, where it would else loop
 /// for ever.
-pub const MACHINE_COMMAND_LINE: &str = "pci=off 8250.nr_uarts=1 reboot=acpi panic=-1";
+pub const MACHINE_COMMAND_LINE: &str =
+    "pci=off 8250.nr_uarts=2 reboot=acpi panic=-1 vmm.control=0xd00,0xd0100000";
 
 /// What the command line asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

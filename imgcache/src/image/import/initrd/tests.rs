@@ -139,7 +139,7 @@ fn bombs_stop_at_the_limit() {
     for compression in ALL_COMPRESSIONS {
         for bomb in [&content, &padding] {
             let file = compress(compression, bomb);
-            let error = import_initrd(&file, &options, &mut std::io::sink()).unwrap_err();
+            let error = import_initrd(&file, &options, &mut io::sink()).unwrap_err();
             assert!(matches!(error, ImportError::TooLarge { limit: 0x10_0000, .. }), "{error}");
         }
     }
@@ -160,5 +160,41 @@ fn a_sink_that_fails_is_told_apart() {
         let mut sink = &mut full[..];
         let error = import_initrd(&file, &ImportOptions::default(), &mut sink).unwrap_err();
         assert!(matches!(error, ImportError::Sink { .. }), "{error}");
+    }
+}
+
+#[test]
+fn files_are_added_behind_all_archives_and_no_folder_twice() {
+    use super::super::added::{AddedContent, AddedFile};
+    let program = AddedContent::Program(b"#!".to_vec());
+    let added = vec![AddedFile { path: "sbin/agent".into(), content: program }];
+    let folder = "sbin";
+    for (name, has_folder) in [("./sbin", true), ("/sbin", true), ("sbin", true), ("other", false)]
+    {
+        let file = AddedFile { path: name.into(), content: AddedContent::Link("usr/sbin".into()) };
+        let archive = added_archive(&[file], &BTreeSet::new()).unwrap();
+        let expected_folders = if has_folder { vec![folder.to_owned()] } else { Vec::new() };
+        let expected = added_archive(&added, &expected_folders.into_iter().collect()).unwrap();
+        for compression in ALL_COMPRESSIONS {
+            let packed = compress(compression, &archive);
+            let options = ImportOptions { added: added.clone(), ..ImportOptions::default() };
+            let mut written = Vec::new();
+            let initrd = import_initrd(&packed, &options, &mut written).unwrap();
+            assert!(written == [&archive[..], &expected].concat(), "{name} {compression}");
+            assert_eq!(initrd.length, written.len() as u64);
+            assert!(initrd.notes.last().unwrap().contains("sbin/agent"));
+
+            // As it is, it unpacks to the same.
+            let options = ImportOptions { as_is: true, ..options };
+            let mut written = Vec::new();
+            let initrd = import_initrd(&packed, &options, &mut written).unwrap();
+            assert_eq!(initrd.length, written.len() as u64);
+            assert!(written.starts_with(&packed));
+            let (_, unpacked) = import(&written).unwrap();
+            assert!(
+                unpacked == [&archive[..], &expected].concat(),
+                "{name} {compression} as it is"
+            );
+        }
     }
 }

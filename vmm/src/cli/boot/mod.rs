@@ -1,5 +1,9 @@
 //! `vmm boot`: from a name to a running guest.
 
+mod console_file;
+mod guest;
+mod report;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
@@ -7,25 +11,26 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use clap::Args;
-use imgcache::client::{Image, LoadReport, Verification, Verify};
+use imgcache::client::{Image, ImageClient, Verify};
 use imgcache::image::name::ImageName;
-use imgcache::transport::cluster::CacheReport;
-use serde::Serialize;
 
+use self::console_file::ConsoleFile;
+use self::guest::{Around, GuestOptions};
+use self::report::{GuestReport, Phase, Report};
 use super::cache::{self, CacheOptions};
 use super::progress::Progress;
-use super::{CliError, StoreOptions, print_json, print_text, say, size};
+use super::{CliError, StoreOptions, print_json, print_text, say};
+use crate::control::{self, Control};
 use crate::exit::{self, Exit};
 use crate::host::{self, footprint};
+use crate::loader::handed::Handed;
 use crate::loader::{self, RamdiskChoice};
-use crate::machine::boot::{self, Protocol, ProtocolChoice};
+use crate::machine::boot::{self, ProtocolChoice};
 use crate::machine::layout::MAX_CPUS;
-use crate::machine::memory::{Backing, BackingChoice, GuestRam, RamRange};
-use crate::machine::outcome::Outcome;
+use crate::machine::memory::{BackingChoice, GuestRam, RamRange};
 use crate::machine::processors::Processors;
-use crate::machine::settle::Settled;
-use crate::machine::stats::KvmStats;
-use crate::machine::{BootSpec, Life, Machine, MachineError};
+use crate::machine::{BootSpec, Console, Life, Machine, MachineError};
+use crate::size;
 
 /// Boot a microVM from an image, with the console on this terminal.
 ///
@@ -88,51 +93,23 @@ pub struct BootCommand {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
 
+    /// Write the console to this file, the first MiB of it, instead of standard output; it has no
+    /// keyboard then.
+    #[arg(long, value_name = "FILE")]
+    console: Option<PathBuf>,
+
+    /// Take the image's chunks from this socket, where a manager hands them over.
+    #[arg(long, value_name = "SOCKET", hide = true)]
+    chunks_from: Option<PathBuf>,
+
+    #[command(flatten)]
+    guest: GuestOptions,
+
     #[command(flatten)]
     cache: CacheOptions,
 
     #[command(flatten)]
     load: cache::LoadOptions,
-}
-
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-struct Report {
-    image: ImageName,
-    manifest: String,
-    cpus: u8,
-    memory_bytes: u64,
-    memory_backing: Backing,
-    boot_protocol: Protocol,
-    /// Milliseconds from the start of the command until all was in place but the processors' threads.
-    ready_ms: f64,
-    phases: Vec<Phase>,
-    load: LoadReport,
-    /// Bytes of memory that this process takes beside the guest's, when ready.
-    overhead_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    guest: Option<GuestReport>,
-}
-
-/// How the guest fared.
-#[derive(Debug, Serialize)]
-struct GuestReport {
-    outcome: Outcome,
-    /// Milliseconds from its first instruction to its end.
-    run_ms: f64,
-    kvm: KvmStats,
-    /// What became of the mapped ramdisk; only if there was one, and not with `--ramdisk map`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    settled: Option<Settled>,
-    /// Bytes of memory that this process takes beside the guest's, at the end.
-    overhead_bytes: Option<u64>,
-}
-
-/// One phase of a boot.
-#[derive(Debug, Serialize)]
-struct Phase {
-    name: &'static str,
-    ms: f64,
 }
 
 /// Measures phases one after the other.
@@ -186,7 +163,8 @@ impl BootCommand {
             host::kvm::require_stock_kernels()?;
         }
         let kvm = host::kvm::open()?;
-        let image = cache::image_client(&self.cache, &self.load, store)?.open(&self.image)?;
+        self.guest.check()?;
+        let image = self.client(store)?.open(&self.image)?;
         let manifest = image.manifest();
         let (protocol, entry) =
             boot::choose(&manifest.kernel, self.boot_protocol).map_err(MachineError::from)?;
@@ -222,8 +200,9 @@ impl BootCommand {
             initrd: landed.initrd,
             command_line: &command_line,
         };
-        let output = Box::new(unbuffered_stdout()?);
-        let machine = Machine::assemble(processors, ram, (protocol, entry), &spec, output)?;
+        let (control, end) = self.control(&image, store)?;
+        let entry = (protocol, entry);
+        let machine = Machine::assemble(processors, ram, entry, &spec, self.console()?, end)?;
         watch.phase("boot");
 
         footprint::release_code();
@@ -251,17 +230,21 @@ impl BootCommand {
             return Ok(Exit::Success);
         }
         if !self.json {
-            say(&announcement(&report));
+            say(&report::announcement(&report));
         }
         let begun = Instant::now();
         let settle = self.ramdisk == RamdiskChoice::Auto;
-        let Life { outcome, kvm, settled, overhead_bytes } = machine.run(settle)?;
+        let Life { outcome, kvm, settled, control: counters, overhead_bytes } =
+            machine.run(settle)?;
+        let said = control.end();
         let exit = Exit::from(&outcome);
         if exit != Exit::Success {
             say(&format!("vmm: {outcome}\n"));
         }
         let run_ms = milliseconds(begun.elapsed());
-        report.guest = Some(GuestReport { outcome, run_ms, kvm, settled, overhead_bytes });
+        let control = counters.into();
+        let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
+        report.guest = Some(guest);
         match self.publish(&report) {
             // How the guest ended matters more than who was told.
             Err(error) if exit != Exit::Success => {
@@ -270,6 +253,49 @@ impl BootCommand {
             }
             published => published.map(|()| exit),
         }
+    }
+
+    /// Where the image comes from.
+    fn client(&self, store: &StoreOptions) -> Result<ImageClient, CliError> {
+        let transport = cache::image_transport(&self.cache, &self.load, store)?;
+        let Some(socket) = &self.chunks_from else { return Ok(ImageClient::new(transport)) };
+        let handed = Handed::connect(socket, transport);
+        let handed =
+            handed.map_err(|source| CliError::HandOver { socket: socket.clone(), source })?;
+        Ok(ImageClient::new(Box::new(handed)))
+    }
+
+    /// Starts what is behind the control device.
+    fn control(
+        &self,
+        image: &Image,
+        store: &StoreOptions,
+    ) -> Result<(Control, control::MachineEnd), CliError> {
+        let around = Around {
+            image,
+            cpus: self.cpus,
+            memory: self.memory,
+            global: store.arguments(),
+            load: [self.cache.arguments(), self.load.arguments()].concat(),
+        };
+        let (cache, load, store) = (self.cache.clone(), self.load.clone(), store.clone());
+        let opener = move || {
+            cache::image_transport(&cache, &load, &store)
+                .map(ImageClient::new)
+                .map_err(|error| error.to_string())
+        };
+        let setup = self.guest.setup(around, Box::new(opener))?;
+        let started = Control::start(setup);
+        Ok(started.map_err(MachineError::system("start what is behind the control device"))?)
+    }
+
+    fn console(&self) -> Result<Console, CliError> {
+        let Some(file) = &self.console else {
+            return Ok(Console { output: Box::new(unbuffered_stdout()?), keyboard: true });
+        };
+        let source = |source| CliError::Output { what: file.display().to_string(), source };
+        let output = ConsoleFile::new(File::create(file).map_err(source)?);
+        Ok(Console { output: Box::new(output), keyboard: false })
     }
 
     fn wants_report(&self) -> bool {
@@ -287,7 +313,7 @@ impl BootCommand {
     /// Shows the report in the ways that were asked for.
     fn publish(&self, report: &Report) -> Result<(), CliError> {
         if self.timings {
-            say(&table(report));
+            say(&report::table(report));
         }
         let text = || serde_json::to_string(report).map_err(std::io::Error::from);
         if let Some(file) = &self.report {
@@ -315,97 +341,6 @@ impl BootCommand {
         }
         Ok(())
     }
-}
-
-/// One line before the guest has the console.
-fn announcement(report: &Report) -> String {
-    format!(
-        "vmm: {} is ready after {:.1} ms, with {} in {}; Ctrl-A ? helps\n",
-        report.image,
-        report.ready_ms,
-        size::show(report.memory_bytes),
-        report.memory_backing
-    )
-}
-
-/// The report for people.
-fn table(report: &Report) -> String {
-    let mut lines = vec![format!(
-        "{:<10} {:>10}   RAM in {}; {} fetched, {} mapped, {} zero; verified by {}",
-        "phase",
-        "ms",
-        report.memory_backing,
-        size::show(report.load.bytes_fetched),
-        size::show(report.load.bytes_mapped),
-        size::show(report.load.bytes_zero),
-        match report.load.verify {
-            Verification::Checksum => "checksum",
-            Verification::Full => "BLAKE3",
-        }
-    )];
-    let row = |name: &str, ms: f64| format!("{name:<10} {ms:>10.3}");
-    lines.extend(report.phases.iter().map(|phase| row(phase.name, phase.ms)));
-    lines.push(row("ready", report.ready_ms));
-    lines.extend(report.load.cache.iter().flat_map(cache_lines));
-    if let Some(guest) = &report.guest {
-        lines.push(row("guest", guest.run_ms));
-        lines.push(format!(
-            "exits {} (ports {}, MMIO {}, halts {}), stage-2 pages: {} x 2 MiB, {} x 4 KiB",
-            guest.kvm.exits,
-            guest.kvm.io_exits,
-            guest.kvm.mmio_exits,
-            guest.kvm.halt_exits,
-            guest.kvm.pages_2m,
-            guest.kvm.pages_4k
-        ));
-        lines.extend(guest.settled.as_ref().map(settled_line));
-    }
-    lines.join("\n") + "\n"
-}
-
-fn settled_line(settled: &Settled) -> String {
-    let when = settled.settled_ms.map_or("not all".to_owned(), |ms| format!("after {ms:.3} ms"));
-    format!(
-        "settled {} of {} mapped, {when}; paused {:.3} ms, at most {:.3} at once; {} written before",
-        size::show(settled.settled_bytes),
-        size::show(settled.mapped_bytes),
-        settled.paused_ms,
-        settled.longest_pause_ms,
-        size::show(settled.written_bytes)
-    )
-}
-
-/// What the nodes of the cache did, for people.
-fn cache_lines(cache: &CacheReport) -> Vec<String> {
-    let mut lines = vec![format!(
-        "cache      {} chunks from nodes, {} from the origin; each took {:.2} ms (p50), {:.2} ms \
-         (p99)",
-        cache.chunks_from_nodes, cache.chunks_from_origin, cache.chunk_ms_p50, cache.chunk_ms_p99
-    )];
-    if cache.retries > 0 {
-        lines.push(format!(
-            "           {} missed, {} damaged, {} asked for again, {} of them of another node",
-            cache.misses, cache.damaged, cache.retries, cache.replica_switches
-        ));
-    }
-    lines.extend(cache.nodes.iter().map(|node| {
-        let failed = match &node.last_failure {
-            Some(words) => format!("; failed {} times: {words}", node.failures),
-            None => String::new(),
-        };
-        let why = node.link_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
-        let by: Vec<String> =
-            node.by.named().map(|(kind, count)| format!("{count} by {kind}")).collect();
-        let over = node.device.as_ref().map(|name| format!(" over {name}")).unwrap_or_default();
-        format!(
-            "  node     {}: {} chunks, {}: {}{over}{why}{failed}",
-            node.name,
-            node.chunks,
-            size::show(node.bytes),
-            by.join(", ")
-        )
-    }));
-    lines
 }
 
 /// Standard output without a buffer: a console's prompt has no newline.

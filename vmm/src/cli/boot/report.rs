@@ -1,0 +1,175 @@
+//! What `vmm boot` reports: as JSON, and as a table for people.
+
+use imgcache::client::{LoadReport, Verification};
+use imgcache::image::name::ImageName;
+use imgcache::transport::cluster::CacheReport;
+use serde::Serialize;
+
+use crate::control::journal::Said;
+use crate::machine::boot::Protocol;
+use crate::machine::memory::Backing;
+use crate::machine::outcome::Outcome;
+use crate::machine::settle::Settled;
+use crate::machine::stats::KvmStats;
+use crate::size;
+
+/// What `--json` prints.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub image: ImageName,
+    pub manifest: String,
+    pub cpus: u8,
+    pub memory_bytes: u64,
+    pub memory_backing: Backing,
+    pub boot_protocol: Protocol,
+    /// Milliseconds from the start of the command until all was in place but the processors' threads.
+    pub ready_ms: f64,
+    pub phases: Vec<Phase>,
+    pub load: LoadReport,
+    /// Bytes of memory that this process takes beside the guest's, when ready.
+    pub overhead_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guest: Option<GuestReport>,
+}
+
+/// How the guest fared.
+#[derive(Debug, Serialize)]
+pub struct GuestReport {
+    pub outcome: Outcome,
+    /// Milliseconds from its first instruction to its end.
+    pub run_ms: f64,
+    pub kvm: KvmStats,
+    /// What became of the mapped ramdisk; only if there was one, and not with `--ramdisk map`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settled: Option<Settled>,
+    /// What it said of itself through the control device.
+    pub said: Said,
+    /// What the control device counted.
+    pub control: ControlCounts,
+    /// Bytes of memory that this process takes beside the guest's, at the end.
+    pub overhead_bytes: Option<u64>,
+}
+
+/// One phase of a boot.
+#[derive(Debug, Serialize)]
+pub struct Phase {
+    pub name: &'static str,
+    pub ms: f64,
+}
+
+/// What the control device counted.
+#[derive(Debug, Serialize)]
+pub struct ControlCounts {
+    /// Commands that the guest submitted.
+    pub commands: u64,
+    /// Those of them that were refused, or failed.
+    pub failed: u64,
+    /// Accesses that are none of a register.
+    pub ignored_accesses: u64,
+    /// Events that were told to the guest.
+    pub events: u64,
+    /// Events that found its ring full.
+    pub events_lost: u64,
+}
+
+impl From<devices::control::Counters> for ControlCounts {
+    fn from(counters: devices::control::Counters) -> Self {
+        let devices::control::Counters { commands, failed, ignored_accesses, events, events_lost } =
+            counters;
+        Self { commands, failed, ignored_accesses, events, events_lost }
+    }
+}
+
+/// One line before the guest has the console.
+pub fn announcement(report: &Report) -> String {
+    format!(
+        "vmm: {} is ready after {:.1} ms, with {} in {}; Ctrl-A ? helps\n",
+        report.image,
+        report.ready_ms,
+        size::show(report.memory_bytes),
+        report.memory_backing
+    )
+}
+
+/// The report for people.
+pub fn table(report: &Report) -> String {
+    let mut lines = vec![format!(
+        "{:<10} {:>10}   RAM in {}; {} fetched, {} mapped, {} zero; verified by {}",
+        "phase",
+        "ms",
+        report.memory_backing,
+        size::show(report.load.bytes_fetched),
+        size::show(report.load.bytes_mapped),
+        size::show(report.load.bytes_zero),
+        match report.load.verify {
+            Verification::Checksum => "checksum",
+            Verification::Full => "BLAKE3",
+        }
+    )];
+    let row = |name: &str, ms: f64| format!("{name:<10} {ms:>10.3}");
+    lines.extend(report.phases.iter().map(|phase| row(phase.name, phase.ms)));
+    lines.push(row("ready", report.ready_ms));
+    lines.extend(report.load.cache.iter().flat_map(cache_lines));
+    if let Some(guest) = &report.guest {
+        // The guest's own times begin with its first instruction.
+        lines.extend(guest.said.marks.iter().map(|mark| row(&mark.name, mark.ms)));
+        lines.extend(guest.said.ready_ms.map(|ms| row("guest ready", ms)));
+        lines.push(row("guest", guest.run_ms));
+        lines.push(format!(
+            "exits {} (ports {}, MMIO {}, halts {}), stage-2 pages: {} x 2 MiB, {} x 4 KiB",
+            guest.kvm.exits,
+            guest.kvm.io_exits,
+            guest.kvm.mmio_exits,
+            guest.kvm.halt_exits,
+            guest.kvm.pages_2m,
+            guest.kvm.pages_4k
+        ));
+        lines.extend(guest.settled.as_ref().map(settled_line));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn settled_line(settled: &Settled) -> String {
+    let when = settled.settled_ms.map_or("not all".to_owned(), |ms| format!("after {ms:.3} ms"));
+    format!(
+        "settled {} of {} mapped, {when}; paused {:.3} ms, at most {:.3} at once; {} written before",
+        size::show(settled.settled_bytes),
+        size::show(settled.mapped_bytes),
+        settled.paused_ms,
+        settled.longest_pause_ms,
+        size::show(settled.written_bytes)
+    )
+}
+
+/// What the nodes of the cache did, for people.
+fn cache_lines(cache: &CacheReport) -> Vec<String> {
+    let mut lines = vec![format!(
+        "cache      {} chunks from nodes, {} from the origin; each took {:.2} ms (p50), {:.2} ms \
+         (p99)",
+        cache.chunks_from_nodes, cache.chunks_from_origin, cache.chunk_ms_p50, cache.chunk_ms_p99
+    )];
+    if cache.retries > 0 {
+        lines.push(format!(
+            "           {} missed, {} damaged, {} asked for again, {} of them of another node",
+            cache.misses, cache.damaged, cache.retries, cache.replica_switches
+        ));
+    }
+    lines.extend(cache.nodes.iter().map(|node| {
+        let failed = match &node.last_failure {
+            Some(words) => format!("; failed {} times: {words}", node.failures),
+            None => String::new(),
+        };
+        let why = node.link_reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default();
+        let by: Vec<String> =
+            node.by.named().map(|(kind, count)| format!("{count} by {kind}")).collect();
+        let over = node.device.as_ref().map(|name| format!(" over {name}")).unwrap_or_default();
+        format!(
+            "  node     {}: {} chunks, {}: {}{over}{why}{failed}",
+            node.name,
+            node.chunks,
+            size::show(node.bytes),
+            by.join(", ")
+        )
+    }));
+    lines
+}

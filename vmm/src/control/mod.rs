@@ -1,0 +1,180 @@
+//! What a guest asks for through the control device, and what comes of it.
+//!
+//! The device ([`devices::control`]) copies and checks a command on the vCPU's thread and hands it to
+//! the [`Desk`], which passes it on: nothing is waited for there. One thread, the [`worker`], does the
+//! work; it never touches guest memory. What it has done the event loop tells the device, and so the
+//! guest: there, because that thread is the one that pauses vCPUs, so that nobody writes to guest memory
+//! while they stand still.
+//!
+//! | Module | What |
+//! |---|---|
+//! | [`desk`] | takes commands from the device |
+//! | [`worker`] | carries them out |
+//! | [`journal`] | what the guest has said of itself |
+//! | [`images`] | image data for the guest |
+//! | [`vms`] | VMs that a manager guest boots |
+
+pub mod clock;
+pub mod desk;
+pub mod images;
+pub mod journal;
+pub mod vms;
+pub mod worker;
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::{self, JoinHandle};
+
+use control_abi::event::Event;
+use control_abi::status::Error;
+use devices::control::{Call, ControlDevice, Identity, Rate};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use self::clock::Clock;
+use self::desk::Desk;
+use self::images::Images;
+use self::journal::{Journal, Note, Said, What};
+use self::vms::Manager;
+use self::worker::Worker;
+
+/// The control device of this VMM.
+pub type Device = ControlDevice<GuestMemoryMmap<()>, Desk>;
+
+/// Commands and notes that wait for the worker, at most.
+const QUEUE: usize = 128;
+
+/// How many commands a guest may submit, unless it is a manager.
+pub const TENANT_RATE: Rate = Rate { per_second: 1000, burst: 256 };
+/// How many a manager may: it may hand over images chunk by chunk.
+pub const MANAGER_RATE: Rate = Rate { per_second: 100_000, burst: 4096 };
+/// How often a manager may ask for VMs.
+pub const BOOT_RATE: Rate = Rate { per_second: 16, burst: 64 };
+
+/// Something for the worker.
+#[derive(Debug)]
+pub enum Job {
+    /// The guest has said something of itself.
+    Note(Note),
+    /// A command.
+    Call(Call),
+    /// The buffer of a command that the worker wanted to read.
+    Buffer {
+        /// Which command.
+        ticket: u64,
+        /// What was in its buffer.
+        data: Result<Vec<u8>, Error>,
+    },
+    /// A VM that was booted for the guest has ended.
+    VmEnded(u64),
+    /// The guest has ended.
+    End,
+}
+
+/// Something for the event loop, which has the device.
+#[derive(Debug)]
+pub enum Completion {
+    /// A command has ended.
+    Ended {
+        /// Which command.
+        ticket: u64,
+        /// Its output.
+        result: Result<Vec<u8>, Error>,
+    },
+    /// The worker needs the buffer of a command.
+    Wanted {
+        /// Which command.
+        ticket: u64,
+    },
+    /// Something for the guest to know.
+    Event(Event),
+}
+
+/// Who the guest is, and what it may reach.
+#[derive(Debug)]
+pub struct Setup {
+    /// Who it is.
+    pub identity: Identity,
+    /// The images that it may read.
+    pub images: Images,
+    /// What boots VMs for it, if it is a manager.
+    pub manager: Option<Manager>,
+    /// Where what it says is written to, a line of JSON each.
+    pub events: Option<File>,
+}
+
+/// The machine's end: what it makes the device of.
+#[derive(Debug)]
+pub struct MachineEnd {
+    /// Who the guest is.
+    pub identity: Identity,
+    /// Where the device hands commands to.
+    pub desk: Desk,
+    /// How long the guest has run.
+    pub clock: Clock,
+    /// For the event loop.
+    pub worker: WorkerEnd,
+}
+
+/// The event loop's end.
+#[derive(Debug)]
+pub struct WorkerEnd {
+    clock: Clock,
+    /// What the worker has done.
+    pub completions: Receiver<Completion>,
+    /// Signalled when there is some of it.
+    pub wake: Arc<EventFd>,
+    /// The way back to the worker.
+    pub jobs: SyncSender<Job>,
+}
+
+/// The worker, for who started it.
+#[derive(Debug)]
+pub struct Control {
+    jobs: SyncSender<Job>,
+    thread: JoinHandle<Said>,
+}
+
+impl WorkerEnd {
+    /// The guest starts now.
+    pub fn begin(&self) {
+        self.clock.start();
+        let note = Note { at: self.clock.elapsed(), what: What::Entry };
+        // There is room: nothing was said before.
+        let _ = self.jobs.try_send(Job::Note(note));
+    }
+}
+
+impl Control {
+    /// Starts the worker.
+    ///
+    /// # Errors
+    /// No thread, or no eventfd.
+    pub fn start(setup: Setup) -> io::Result<(Self, MachineEnd)> {
+        let Setup { identity, images, manager, events } = setup;
+        let (jobs, received) = sync_channel(QUEUE);
+        let (sender, completions) = channel();
+        let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        let clock = Clock::default();
+        let desk = Desk::new(jobs.clone(), clock.clone());
+        let journal = Journal::new(events);
+        let manager = manager.map(|manager| manager.with_endings(jobs.clone()));
+        let worker = Worker::new(journal, images, manager, sender, wake.clone());
+        let thread = thread::Builder::new()
+            .name("control".into())
+            .stack_size(512 << 10)
+            .spawn(move || worker.run(&received))?;
+        let worker = WorkerEnd { clock: clock.clone(), completions, wake, jobs: jobs.clone() };
+        let end = MachineEnd { identity, desk, clock, worker };
+        Ok((Self { jobs, thread }, end))
+    }
+
+    /// Ends the worker; returns what the guest has said.
+    pub fn end(self) -> Said {
+        // One that has ended needs no telling.
+        let _ = self.jobs.send(Job::End);
+        self.thread.join().unwrap_or_default()
+    }
+}
