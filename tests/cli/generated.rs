@@ -44,7 +44,7 @@ fn options(help: &str) -> Vec<&str> {
     help.lines()
         .filter_map(|line| line.trim_start().split_once("--"))
         .filter(|(before, _)| before.is_empty() || before.starts_with('-') && before.len() < 5)
-        .filter_map(|(_, rest)| rest.split([' ', '.', '<']).next())
+        .filter_map(|(_, rest)| rest.split([' ', '.', '<', '[', '=']).next())
         .collect()
 }
 

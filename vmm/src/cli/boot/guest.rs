@@ -33,8 +33,8 @@ pub struct GuestOptions {
     #[arg(long, value_enum, default_value_t = Role::Tenant)]
     role: Role,
 
-    /// What else the guest may do, separated by commas: boot (a manager boots VMs, within
-    /// --boot-quota), cache (a manager names the cache that they come from), fetch=PATTERN (read
+    /// What else the guest may do, separated by commas: boot (a manager boots VMs, within its
+    /// quota), cache (a manager names the cache that they come from), fetch=PATTERN (read
     /// the images whose names match; its own it always may).
     #[arg(long, value_name = "RIGHT,...", value_delimiter = ',')]
     may: Vec<May>,
