@@ -1,13 +1,16 @@
 //! The event ring, as its reader sees it ([`control_abi::event`]).
 
 use control_abi::event::{
-    ALL_KINDS, EVENT_BYTES, Event, RING_BYTES, RING_DOWN, RING_EVENTS, RING_HEAD_OFFSET,
+    ALL_KINDS, EVENT_BYTES, Event, Kind, RING_BYTES, RING_DOWN, RING_EVENTS, RING_HEAD_OFFSET,
     RING_LOST_OFFSET, event_offset,
 };
 use control_abi::register::Register;
 
 use crate::memory::Memory;
 use crate::registers::Registers;
+
+/// Kinds of events that come unasked; ends of commands are asked for while one is waited for.
+pub const UNASKED_KINDS: u32 = ALL_KINDS & !Kind::Completion.bit();
 
 /// The ring that the device writes to, in a page of its own.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ impl Ring {
         let address = memory.address(offset, usize::from(RING_BYTES))?;
         memory.write(offset, &[0; RING_BYTES as usize]);
         let [high, low] = halves(address);
-        registers.write(Register::EventEnable, ALL_KINDS);
+        registers.write(Register::EventEnable, UNASKED_KINDS);
         registers.write(Register::RingHigh, high);
         registers.write(Register::RingLow, low);
         if registers.read(Register::RingLow) != low {

@@ -186,7 +186,15 @@ impl Bench<'_> {
                 fs::create_dir(&folder).unwrap();
                 let mut boot = self.vmm();
                 boot.args(["boot", "--image", loader, "--memory", "256M", "--cache", &self.cache]);
-                boot.args(["--role", "manager", "--may", "boot,fetch=tenant", "--boot-quota"]);
+                boot.args([
+                    "--name",
+                    "bench",
+                    "--role",
+                    "manager",
+                    "--may",
+                    "boot,fetch=tenant",
+                    "--boot-quota",
+                ]);
                 boot.args(["count=1,memory=1G,images=tenant", "--transport", "tcp", "--report"]);
                 boot.arg(folder.join("report")).arg("--run-dir").arg(&folder);
                 (folder, boot.spawn().unwrap())

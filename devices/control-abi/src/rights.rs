@@ -9,7 +9,7 @@ macro_rules! rights {
 }
 
 rights! {
-    /// The guest is a manager: it may see the VMs that managers of its host started, and stop them.
+    /// The guest is a manager: it may see the VMs that managers of its name started on its host, and stop them.
     MANAGER = 0, "manager";
     /// It may boot VMs, within the operator's limits.
     BOOT = 1, "boot";

@@ -30,7 +30,7 @@ fn bits(list: &[(u32, &str, &str)]) -> String {
 fn registers() -> String {
     let rows = REGISTERS.iter().map(|register| {
         vec![
-            format!("{:02x}", *register as u16),
+            format!("0x{:02x}", *register as u16),
             register.label().to_owned(),
             register.access().label().to_owned(),
             register.description().trim().to_owned(),
@@ -78,7 +78,7 @@ fn operations() -> String {
             }
         };
         vec![
-            format!("{:02x}", operation.number()),
+            format!("0x{:02x}", operation.number()),
             operation.label().to_owned(),
             rights.join(", "),
             input,

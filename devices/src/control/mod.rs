@@ -118,7 +118,8 @@ pub struct Counters {
 /// A command that is being worked at.
 #[derive(Debug, Clone, Copy)]
 struct Accepted {
-    target: Target,
+    /// None if the guest has given it up. It counts until it has ended all the same: somebody is at it.
+    target: Option<Target>,
     sequence: u64,
 }
 
@@ -190,6 +191,7 @@ impl<M: CommandMemory, O: Operations> ControlDevice<M, O> {
     /// generation, and nobody waits for it.
     pub fn complete(&mut self, ticket: u64, result: Result<&[u8], Error>) {
         let Some(Accepted { target, sequence }) = self.accepted.remove(&ticket) else { return };
+        let Some(target) = target else { return };
         let status = self.finish(target, result);
         let kind = Kind::Completion;
         self.raise(Event { kind, status, sequence, ticket, value: 0 });
@@ -201,8 +203,11 @@ impl<M: CommandMemory, O: Operations> ControlDevice<M, O> {
     /// [`Error::Aborted`] if there is no such command any more, [`Error::BadAddress`] if the buffer is
     /// not in RAM.
     pub fn buffer(&self, ticket: u64) -> Result<Vec<u8>, Error> {
-        let accepted = self.accepted.get(&ticket).ok_or(Error::Aborted)?;
-        accepted.target.read_buffer(&self.memory).map_err(|MemoryError| Error::BadAddress)
+        let target = self.accepted.get(&ticket).and_then(|accepted| accepted.target);
+        target
+            .ok_or(Error::Aborted)?
+            .read_buffer(&self.memory)
+            .map_err(|MemoryError| Error::BadAddress)
     }
 
     /// Tells the guest of something.
@@ -291,8 +296,12 @@ impl<M: CommandMemory, O: Operations> ControlDevice<M, O> {
     fn cancel(&mut self, input: &[u8]) -> Answer {
         let arguments = Arguments::of_result(input);
         match arguments.u64(Tag::Ticket) {
-            Some(ticket) => drop(self.accepted.remove(&ticket)),
-            None => self.accepted.clear(),
+            Some(ticket) => {
+                if let Some(accepted) = self.accepted.get_mut(&ticket) {
+                    accepted.target = None;
+                }
+            }
+            None => self.accepted.values_mut().for_each(|accepted| accepted.target = None),
         }
         Answer::Done(Vec::new())
     }
@@ -313,7 +322,7 @@ impl<M: CommandMemory, O: Operations> ControlDevice<M, O> {
             self.next_ticket = self.next_ticket.wrapping_add(1);
             // Before anybody can complete it: that needs the lock that is held here.
             target.write_accepted(&self.memory, ticket).map_err(|MemoryError| Error::BadAddress)?;
-            self.accepted.insert(ticket, Accepted { target, sequence });
+            self.accepted.insert(ticket, Accepted { target: Some(target), sequence });
         }
         Ok(answer)
     }
@@ -379,7 +388,11 @@ impl<M: CommandMemory, O: Operations> ControlDevice<M, O> {
             Register::RingTail => self.ring.take_to(value),
             Register::EventEnable => self.event_enable = value & ALL_KINDS,
             Register::EventStatus => self.event_status &= !value,
-            Register::Mark => self.operations.mark(value),
+            Register::Mark => {
+                if self.commands.take((self.clock)()) {
+                    self.operations.mark(value);
+                }
+            }
             Register::Magic
             | Register::Version
             | Register::Features

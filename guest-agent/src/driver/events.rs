@@ -3,12 +3,12 @@
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use control_abi::event::{Event, Kind};
+use control_abi::event::{ALL_KINDS, Event, Kind};
 use control_abi::register::Register;
 
 use super::{Driver, LOOKS, RING};
 use crate::line::Line;
-use crate::ring::Ring;
+use crate::ring::{Ring, UNASKED_KINDS};
 
 /// Events that are kept for whoever asks for them.
 const MOST_EVENTS: usize = 256;
@@ -55,6 +55,17 @@ impl Driver {
             }
         }
         announced
+    }
+
+    /// Has the ends of commands told as events, or no longer. What ended before that is in its status word.
+    pub(super) fn announce_completions(&mut self, announce: bool) {
+        if matches!(self.events, Events::NotTried) {
+            self.events = self.set_up_events();
+        }
+        if matches!(self.events, Events::Some(..)) {
+            let kinds = if announce { ALL_KINDS } else { UNASKED_KINDS };
+            self.registers.write(Register::EventEnable, kinds);
+        }
     }
 
     fn set_up_events(&mut self) -> Events {

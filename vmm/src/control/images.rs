@@ -14,6 +14,29 @@ const MAX_OPEN: usize = 4;
 /// Makes the client through which images are read; the reason in words if there can be none.
 pub type Opener = Box<dyn Fn() -> Result<ImageClient, String> + Send>;
 
+/// Bytes that are read ahead, at most.
+const AHEAD_BYTES: usize = 1 << 20;
+
+/// Content of chunks in a row.
+struct Run {
+    image: ManifestId,
+    first: u32,
+    chunks: Vec<Vec<u8>>,
+}
+
+impl Run {
+    fn get(&self, image: ManifestId, index: u32) -> Option<&[u8]> {
+        let at = usize::try_from(index.checked_sub(self.first)?).ok()?;
+        (self.image == image).then_some(self.chunks.get(at)?)
+    }
+
+    /// Whether this chunk comes next.
+    fn goes_on_with(&self, image: ManifestId, index: u32) -> bool {
+        let next = u32::try_from(self.chunks.len()).ok().and_then(|n| self.first.checked_add(n));
+        self.image == image && next == Some(index)
+    }
+}
+
 /// The images that a guest may read.
 pub struct Images {
     opener: Opener,
@@ -22,8 +45,9 @@ pub struct Images {
     allowed: Vec<Pattern>,
     /// The one that was used last is last.
     open: Vec<Image>,
-    /// The chunk that was read last: a guest without large pages reads it in pieces.
-    last: Option<(ManifestId, u32, Vec<u8>)>,
+    /// Chunks in a row that were read last: a guest without large pages reads a chunk in pieces, and one
+    /// that reads a whole image is read ahead for.
+    last: Option<Run>,
 }
 
 impl std::fmt::Debug for Images {
@@ -77,18 +101,15 @@ impl Images {
         if length > rest || length > room {
             return Err(Error::BadLength);
         }
-        let known = self.last.as_ref().is_some_and(|(of, at, _)| (*of, *at) == (id, index));
-        if !known {
-            let mut content = vec![0; usize::try_from(span.length).map_err(|_| Error::Host)?];
-            let read = ChunkRead { index, key: span.entry.key, buffer: &mut content };
-            let options = LoadOptions { verify: Verify::Auto, progress: None };
+        if self.last.as_ref().and_then(|run| run.get(id, index)).is_none() {
+            let goes_on = self.last.as_ref().is_some_and(|run| run.goes_on_with(id, index));
             // The one that was opened is the last.
             let image = self.open.last().ok_or(Error::Host)?;
-            image.load(vec![Target::Fetch(read)], &options).map_err(|error| failed(&error))?;
-            self.last = Some((id, index, content));
+            self.last = Some(read(image, index, goes_on)?);
         }
         let range = || Some(usize::try_from(offset).ok()?..usize::try_from(offset + length).ok()?);
-        let content = self.last.as_ref().and_then(|(_, _, content)| content.get(range()?));
+        let chunk = self.last.as_ref().and_then(|run| run.get(id, index));
+        let content = chunk.and_then(|chunk| chunk.get(range()?));
         content.map(<[u8]>::to_vec).ok_or(Error::BadLength)
     }
 
@@ -126,10 +147,50 @@ impl Images {
     }
 }
 
+/// Reads a chunk, and those behind it if they are likely to be asked for too; all verified.
+fn read(image: &Image, first: u32, ahead: bool) -> Result<Run, Error> {
+    let mut spans = Vec::new();
+    let mut bytes = 0;
+    for span in (first..).map_while(|index| image.manifest().chunk(index)) {
+        let length = usize::try_from(span.length).map_err(|_| Error::Host)?;
+        bytes += length;
+        if !spans.is_empty() && (!ahead || bytes > AHEAD_BYTES) {
+            break;
+        }
+        spans.push((span, vec![0; length]));
+    }
+    let targets = spans.iter_mut().map(|(span, buffer)| {
+        Target::Fetch(ChunkRead { index: span.index, key: span.entry.key, buffer })
+    });
+    let options = LoadOptions { verify: Verify::Auto, progress: None };
+    image.load(targets.collect(), &options).map_err(|error| failed(&error))?;
+    let chunks = spans.into_iter().map(|(_, content)| content).collect();
+    Ok(Run { image: image.id(), first, chunks })
+}
+
 fn failed(error: &LoadError) -> Error {
     if matches!(error, LoadError::NotFound(_) | LoadError::NoSuchChunk { .. }) {
         return Error::NoImage;
     }
     log::info!("image data for the guest: {error}");
     Error::Host
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_has_its_chunks_and_knows_the_next() {
+        let (this, other) = (ManifestId([1; 32]), ManifestId([2; 32]));
+        let run = Run { image: this, first: 7, chunks: vec![vec![7], vec![8]] };
+        assert_eq!((run.get(this, 7), run.get(this, 8)), (Some(&[7][..]), Some(&[8][..])));
+        for (image, index) in [(this, 6), (this, 9), (other, 7), (this, 0), (this, u32::MAX)] {
+            assert_eq!(run.get(image, index), None);
+        }
+        assert!(run.goes_on_with(this, 9));
+        for (image, index) in [(this, 8), (this, 10), (other, 9)] {
+            assert!(!run.goes_on_with(image, index));
+        }
+    }
 }

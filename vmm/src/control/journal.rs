@@ -14,6 +14,8 @@ const MAX_MARKS: usize = 64;
 const MAX_METRICS: usize = 256;
 /// How many messages of the guest go to the VMM's log; those beyond are in the file alone.
 const LOG_RATE: Rate = Rate { per_second: 10, burst: 100 };
+/// Bytes of messages that go there, at most.
+const MAX_LOG_BYTES: usize = 1 << 20;
 /// Bytes that are written to the file, at most.
 const MAX_FILE_BYTES: usize = 4 << 20;
 
@@ -138,12 +140,13 @@ pub struct Journal {
     file: Option<File>,
     written: usize,
     log: TokenBucket,
+    logged: usize,
 }
 
 impl Journal {
     /// An empty journal, which is written to `file` as well.
     pub fn new(file: Option<File>) -> Self {
-        Self { said: Said::default(), file, written: 0, log: TokenBucket::new(LOG_RATE) }
+        Self { said: Said::default(), file, written: 0, log: TokenBucket::new(LOG_RATE), logged: 0 }
     }
 
     /// Notes what was said.
@@ -172,9 +175,11 @@ impl Journal {
             }
             What::Log { level, message } => {
                 said.messages = said.messages.saturating_add(1);
-                if self.log.take(note.at) {
-                    // What a terminal would act on is shown as what it is.
-                    log::log!(level.into(), "guest: {}", message.escape_debug());
+                // What a terminal would act on is shown as what it is.
+                let shown = message.escape_debug().to_string();
+                if self.logged <= MAX_LOG_BYTES && self.log.take(note.at) {
+                    self.logged += shown.len();
+                    log::log!(level.into(), "guest: {shown}");
                 } else {
                     said.messages_dropped = said.messages_dropped.saturating_add(1);
                 }

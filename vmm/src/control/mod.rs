@@ -24,8 +24,10 @@ pub mod worker;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, channel, sync_channel};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use control_abi::event::Event;
 use control_abi::status::Error;
@@ -46,6 +48,9 @@ pub type Device = ControlDevice<GuestMemoryMmap<()>, Desk>;
 /// Commands and notes that wait for the worker, at most.
 const QUEUE: usize = 128;
 
+/// How long the worker may take to end what it is at.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
 /// How many commands a guest may submit, unless it is a manager.
 pub const TENANT_RATE: Rate = Rate { per_second: 1000, burst: 256 };
 /// How many a manager may: it may hand over images chunk by chunk.
@@ -64,6 +69,10 @@ pub enum Job {
     Buffer {
         /// Which command.
         ticket: u64,
+        /// The VM that the chunk in it is for.
+        vm: u64,
+        /// The chunk's number.
+        chunk: u32,
         /// What was in its buffer.
         data: Result<Vec<u8>, Error>,
     },
@@ -87,6 +96,10 @@ pub enum Completion {
     Wanted {
         /// Which command.
         ticket: u64,
+        /// The VM that the chunk in it is for.
+        vm: u64,
+        /// The chunk's number.
+        chunk: u32,
     },
     /// Something for the guest to know.
     Event(Event),
@@ -134,7 +147,9 @@ pub struct WorkerEnd {
 #[derive(Debug)]
 pub struct Control {
     jobs: SyncSender<Job>,
-    thread: JoinHandle<Said>,
+    /// What the guest still wants when it has ended is not done.
+    ending: Arc<AtomicBool>,
+    said: Receiver<Said>,
 }
 
 impl WorkerEnd {
@@ -161,20 +176,31 @@ impl Control {
         let desk = Desk::new(jobs.clone(), clock.clone());
         let journal = Journal::new(events);
         let manager = manager.map(|manager| manager.with_endings(jobs.clone()));
-        let worker = Worker::new(journal, images, manager, sender, wake.clone());
-        let thread = thread::Builder::new()
-            .name("control".into())
-            .stack_size(512 << 10)
-            .spawn(move || worker.run(&received))?;
+        let ending = Arc::<AtomicBool>::default();
+        let worker = Worker::new(journal, images, manager, sender, wake.clone(), ending.clone());
+        let (told, said) = sync_channel(1);
+        thread::Builder::new().name("control".into()).stack_size(512 << 10).spawn(move || {
+            // If nobody waits any more, the process is about to end.
+            let _ = told.send(worker.run(&received));
+        })?;
         let worker = WorkerEnd { clock: clock.clone(), completions, wake, jobs: jobs.clone() };
         let end = MachineEnd { identity, desk, clock, worker };
-        Ok((Self { jobs, thread }, end))
+        Ok((Self { jobs, ending, said }, end))
     }
 
-    /// Ends the worker; returns what the guest has said.
+    /// Ends the worker; returns what the guest has said. A worker that is long at something is not waited
+    /// for: the guest has ended, and so does this process.
     pub fn end(self) -> Said {
-        // One that has ended needs no telling.
-        let _ = self.jobs.send(Job::End);
-        self.thread.join().unwrap_or_default()
+        self.ending.store(true, Ordering::Release);
+        let begun = Instant::now();
+        let mut job = Job::End;
+        while let Err(TrySendError::Full(unsent)) = self.jobs.try_send(job) {
+            if begun.elapsed() > END_PATIENCE {
+                return Said::default();
+            }
+            job = unsent;
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.said.recv_timeout(END_PATIENCE).unwrap_or_default()
     }
 }

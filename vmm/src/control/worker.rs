@@ -1,7 +1,7 @@
 //! Carries out what guests ask for, on a thread of its own.
 
-use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
 use control_abi::event::{Event, Kind};
@@ -24,8 +24,7 @@ pub struct Worker {
     manager: Option<Manager>,
     completions: Sender<Completion>,
     wake: Arc<EventFd>,
-    /// Chunks to be handed to VMs, whose content is on its way here: VM and number, by ticket.
-    loads: HashMap<u64, (u64, u32)>,
+    ending: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -35,16 +34,21 @@ impl Worker {
         manager: Option<Manager>,
         completions: Sender<Completion>,
         wake: Arc<EventFd>,
+        ending: Arc<AtomicBool>,
     ) -> Self {
-        Self { journal, images, manager, completions, wake, loads: HashMap::new() }
+        Self { journal, images, manager, completions, wake, ending }
     }
 
     pub(super) fn run(mut self, received: &Receiver<Job>) -> Said {
         for job in received {
             match job {
                 Job::Note(note) => self.journal.add(note),
+                Job::Call(_) | Job::Buffer { .. } if self.ending.load(Ordering::Acquire) => {}
                 Job::Call(call) => self.call(&call),
-                Job::Buffer { ticket, data } => self.load(ticket, data),
+                Job::Buffer { ticket, vm, chunk, data } => {
+                    let loaded = data.and_then(|data| self.load(vm, chunk, &data));
+                    self.end(ticket, loaded.map(|()| Vec::new()));
+                }
                 Job::VmEnded(number) => {
                     self.send(Completion::Event(Event::new(Kind::VmEnded, number)));
                 }
@@ -69,8 +73,7 @@ impl Worker {
             let arguments = Arguments::of_result(&call.input);
             let vm = arguments.u64(Tag::Vm).unwrap_or_default();
             let chunk = arguments.u32(Tag::Chunk).unwrap_or_default();
-            self.loads.insert(call.ticket, (vm, chunk));
-            self.send(Completion::Wanted { ticket: call.ticket });
+            self.send(Completion::Wanted { ticket: call.ticket, vm, chunk });
             return;
         }
         let result = self.carry_out(call);
@@ -94,12 +97,7 @@ impl Worker {
         }
     }
 
-    fn load(&mut self, ticket: u64, data: Result<Vec<u8>, Error>) {
-        let Some((vm, chunk)) = self.loads.remove(&ticket) else { return };
-        let loaded = data.and_then(|data| {
-            let manager = self.manager.as_mut().ok_or(Error::NotPermitted)?;
-            manager.load(vm, chunk, &data)
-        });
-        self.end(ticket, loaded.map(|()| Vec::new()));
+    fn load(&mut self, vm: u64, chunk: u32, data: &[u8]) -> Result<(), Error> {
+        self.manager.as_mut().ok_or(Error::NotPermitted)?.load(vm, chunk, data)
     }
 }

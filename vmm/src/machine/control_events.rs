@@ -36,10 +36,10 @@ impl<'a> ControlEvents<'a> {
                 Completion::Ended { ticket, result } => {
                     device.complete(ticket, result.as_deref().map_err(|error| *error));
                 }
-                Completion::Wanted { ticket } => {
+                Completion::Wanted { ticket, vm, chunk } => {
                     let data = device.buffer(ticket);
                     // Not waiting: the worker may be long at something.
-                    if end.jobs.try_send(Job::Buffer { ticket, data }).is_err() {
+                    if end.jobs.try_send(Job::Buffer { ticket, vm, chunk, data }).is_err() {
                         device.complete(ticket, Err(Error::Busy));
                     }
                 }

@@ -4,6 +4,8 @@ use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -16,8 +18,10 @@ use super::outcome::Outcome;
 /// Those that end the VM, unless this process was started with them ignored (as by `nohup`).
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
 
-/// The signals, each through a pipe of its own; as before when dropped.
+/// The signals, each through a pipe of its own; when dropped, they do what they do by default.
 pub struct Signals {
+    /// Set when nobody reads the pipes any more.
+    over: Arc<AtomicBool>,
     pipes: Vec<(i32, UnixStream)>,
     registered: Vec<signal_hook::SigId>,
     verdict: Rc<Verdict>,
@@ -26,12 +30,14 @@ pub struct Signals {
 impl Signals {
     /// Handles them from now on.
     pub fn new(verdict: Rc<Verdict>) -> Result<Self, MachineError> {
-        let mut signals = Self { pipes: Vec::new(), registered: Vec::new(), verdict };
+        let (pipes, registered) = (Vec::new(), Vec::new());
+        let mut signals = Self { over: Arc::default(), pipes, registered, verdict };
         let ignored = ignored_signals();
         for signal in SIGNALS.into_iter().filter(|signal| ignored & bit(*signal) == 0) {
             let register = || {
                 let (read, write) = UnixStream::pair()?;
                 read.set_nonblocking(true)?;
+                signal_hook::flag::register_conditional_default(signal, signals.over.clone())?;
                 let id = signal_hook::low_level::pipe::register(signal, write)?;
                 Ok((id, read))
             };
@@ -73,6 +79,7 @@ fn ignored_in(status: &str) -> u64 {
 
 impl Drop for Signals {
     fn drop(&mut self) {
+        self.over.store(true, Ordering::Release);
         for id in self.registered.drain(..) {
             signal_hook::low_level::unregister(id);
         }

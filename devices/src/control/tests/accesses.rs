@@ -47,6 +47,10 @@ fn marks_are_passed_on() {
     guest.set(Register::Mark, 1);
     guest.set(Register::Mark, u32::MAX);
     assert_eq!(guest.device.operations().marks, [1, u32::MAX]);
+    for mark in 0..1000 {
+        guest.set(Register::Mark, mark);
+    }
+    assert_eq!(guest.device.operations().marks.len(), 256);
 }
 
 #[derive(Debug, Clone)]

@@ -193,12 +193,15 @@ fn memory_of_cancelled_commands_is_left_alone() {
     assert_eq!(guest.get(Register::RingHead), 0);
     guest.device.complete(1, Ok(b"in time"));
     assert_eq!(guest.get(Register::RingHead), 1);
+    // One that was given up counts until it has ended.
+    assert_eq!(guest.device.accepted.len(), 1);
     // All that are left.
     assert_eq!(guest.command(Operation::Cancel, &[]), status::DONE);
     guest.put(COMMAND, &[0xff; 512]);
     guest.device.complete(3, Err(Error::Host));
     assert_eq!(guest.bytes(COMMAND), [0xff; 512]);
     assert_eq!(guest.device.buffer(3), Err(Error::Aborted));
+    assert!(guest.device.accepted.is_empty());
 }
 
 #[test]

@@ -34,8 +34,9 @@ pub struct GuestOptions {
     role: Role,
 
     /// What else the guest may do, separated by commas: boot (a manager boots VMs, within its
-    /// quota), cache (a manager names the cache that they come from), fetch=PATTERN (read
-    /// the images whose names match; its own it always may).
+    /// quota), cache (a manager names the cache that they come from: it is trusted with what
+    /// images are, and to have this host connect to any address), fetch=PATTERN (read the images
+    /// whose names match; its own it always may).
     #[arg(long, value_name = "RIGHT,...", value_delimiter = ',')]
     may: Vec<May>,
 
@@ -127,6 +128,9 @@ impl GuestOptions {
         if !manager && (self.may.contains(&May::Boot) || self.may.contains(&May::Cache)) {
             return needs("--may boot and --may cache are for managers: add --role manager");
         }
+        if self.may.contains(&May::Boot) && self.name.is_none() {
+            return needs("--may boot needs --name: VMs are those of a manager's name");
+        }
         if self.may.contains(&May::Boot) && self.boot_quota.is_none() {
             return needs("--may boot needs --boot-quota count=N,memory=SIZE,images=PATTERN");
         }
@@ -187,9 +191,15 @@ impl GuestOptions {
         let folder = self.run_folder().join("vms");
         let source = |source| CliError::Output { what: folder.display().to_string(), source };
         let vms = Vms::create(folder.clone()).map_err(source)?;
+        let lock = vms.manage(&name).map_err(|error| match error.kind() {
+            std::io::ErrorKind::WouldBlock => {
+                CliError::Rights(format!("another manager runs that is called {name}"))
+            }
+            _ => source(error),
+        })?;
         let program = std::env::current_exe().map_err(source)?;
         let launcher = Launcher { program, global: around.global, load: around.load };
-        Ok(Manager::new(name, quota, vms, launcher))
+        Ok(Manager::new(name, quota, vms, launcher).holding(lock))
     }
 
     fn run_folder(&self) -> PathBuf {
@@ -222,7 +232,7 @@ mod tests {
         assert_eq!(parse("").unwrap().rights(), 0);
         let guest = parse("--may fetch=debian:*,fetch=base").unwrap();
         assert_eq!(guest.rights(), rights::FETCH);
-        let quota = "--boot-quota count=1,memory=1G,images=*";
+        let quota = "--name boss --boot-quota count=1,memory=1G,images=*";
         let guest = parse(&format!("--role manager --may boot,cache {quota}")).unwrap();
         assert_eq!(guest.rights(), rights::MANAGER | rights::BOOT | rights::CACHE);
     }
@@ -232,7 +242,8 @@ mod tests {
         for (words, named) in [
             ("--may boot", "--role manager"),
             ("--may cache", "--role manager"),
-            ("--role manager --may boot", "--boot-quota"),
+            ("--role manager --may boot", "--name"),
+            ("--role manager --may boot --name boss", "--boot-quota"),
             ("--role manager --boot-quota count=1,memory=1G,images=*", "--may boot"),
             ("--may fly", "boot, cache"),
             ("--may fetch=[", "attern"),

@@ -234,9 +234,10 @@ impl BootCommand {
         }
         let begun = Instant::now();
         let settle = self.ramdisk == RamdiskChoice::Auto;
-        let Life { outcome, kvm, settled, control: counters, overhead_bytes } =
-            machine.run(settle)?;
+        let lived = machine.run(settle);
+        // Whatever ended it, what the guest has said is written.
         let said = control.end();
+        let Life { outcome, kvm, settled, control: counters, overhead_bytes } = lived?;
         let exit = Exit::from(&outcome);
         if exit != Exit::Success {
             say(&format!("vmm: {outcome}\n"));

@@ -94,7 +94,7 @@ pub fn announcement(report: &Report) -> String {
 /// The report for people.
 pub fn table(report: &Report) -> String {
     let mut lines = vec![format!(
-        "{:<10} {:>10}   RAM in {}; {} fetched, {} mapped, {} zero; verified by {}",
+        "{:<12} {:>10}   RAM in {}; {} fetched, {} mapped, {} zero; verified by {}",
         "phase",
         "ms",
         report.memory_backing,
@@ -106,12 +106,12 @@ pub fn table(report: &Report) -> String {
             Verification::Full => "BLAKE3",
         }
     )];
-    let row = |name: &str, ms: f64| format!("{name:<10} {ms:>10.3}");
+    let row = |name: &str, ms: f64| format!("{name:<12} {ms:>10.3}");
     lines.extend(report.phases.iter().map(|phase| row(phase.name, phase.ms)));
     lines.push(row("ready", report.ready_ms));
     lines.extend(report.load.cache.iter().flat_map(cache_lines));
     if let Some(guest) = &report.guest {
-        // The guest's own times begin with its first instruction.
+        lines.push(row("kernel entry", 0.0) + "   (and from here on, times of the guest's own)");
         lines.extend(guest.said.marks.iter().map(|mark| row(&mark.name, mark.ms)));
         lines.extend(guest.said.ready_ms.map(|ms| row("guest ready", ms)));
         lines.push(row("guest", guest.run_ms));

@@ -96,6 +96,16 @@ impl Vms {
         &self.0
     }
 
+    /// A lock that one manager of this name has at a time, while it keeps the file.
+    ///
+    /// # Errors
+    /// The file system's; `WouldBlock` if another one has it.
+    pub fn manage(&self, name: &str) -> io::Result<File> {
+        let lock = File::create(self.0.join(format!("manager-{name}")))?;
+        lock.try_lock().map_err(io::Error::from)?;
+        Ok(lock)
+    }
+
     /// A new VM's folder, with its record written and its lock taken: by the file that is returned,
     /// which is to be the process'.
     ///
@@ -184,8 +194,11 @@ impl VmFolder {
     }
 
     fn lives(&self) -> bool {
-        // Who may not open it knows nothing; what is not there does not live.
-        File::open(self.file("lock")).is_ok_and(|lock| lock.try_lock_shared().is_err())
+        match File::open(self.file("lock")) {
+            Ok(lock) => lock.try_lock_shared().is_err(),
+            // What is not there does not live. Of what cannot be looked at, that is not known.
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// Milliseconds until its guest first said this.

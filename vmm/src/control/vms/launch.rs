@@ -53,12 +53,11 @@ impl Launcher {
             .args(["--name", &record.name])
             .args(["--memory", &format!("{}K", record.memory_bytes >> 10)])
             .args(["--cpus", &record.cpus.to_string()])
-            .args(&self.load);
+            .args(self.load.iter().filter(|word| wish.cache.is_none() || !is_of_cache(word)));
         if let Some(words) = &wish.command_line {
             command.arg(joined("--cmdline-append=", words));
         }
         if let Some(url) = &wish.cache {
-            // Of an option given twice the last counts.
             command.arg(joined("--cache=", url));
         }
         if let Some(socket) = &wish.chunks_from {
@@ -80,6 +79,11 @@ impl Launcher {
         }
         Ok(child)
     }
+}
+
+/// Whether a word says which cache the host itself has chosen, and how it is trusted.
+fn is_of_cache(word: &OsString) -> bool {
+    word.to_string_lossy().starts_with("--cache")
 }
 
 /// An option and its value in one word: what a guest says is never taken for an option.

@@ -9,7 +9,8 @@ pub mod quota;
 #[cfg(test)]
 mod tests;
 
-use std::fs;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
 use std::io;
 use std::process::Child;
 use std::sync::mpsc::SyncSender;
@@ -54,6 +55,10 @@ pub struct Manager {
     cache: Option<String>,
     /// VMs that wait for their chunks.
     waiting: Vec<HandOver>,
+    /// That of its name.
+    lock: Option<File>,
+    /// VMs that were told to end.
+    stopping: BTreeSet<u64>,
     /// Who is told when a VM ends.
     endings: Option<SyncSender<Job>>,
 }
@@ -61,7 +66,25 @@ pub struct Manager {
 impl Manager {
     /// A manager that has named no cache yet.
     pub fn new(name: String, quota: BootQuota, vms: Vms, launcher: Launcher) -> Self {
-        Self { name, quota, vms, launcher, cache: None, waiting: Vec::new(), endings: None }
+        let (waiting, stopping) = (Vec::new(), BTreeSet::new());
+        Self {
+            name,
+            quota,
+            vms,
+            launcher,
+            cache: None,
+            waiting,
+            lock: None,
+            stopping,
+            endings: None,
+        }
+    }
+
+    /// Keeps a file for as long as the manager lives.
+    #[must_use]
+    pub fn holding(mut self, lock: File) -> Self {
+        self.lock = Some(lock);
+        self
     }
 
     pub(super) fn with_endings(mut self, endings: SyncSender<Job>) -> Self {
@@ -88,14 +111,8 @@ impl Manager {
 
     fn boot(&mut self, arguments: &Arguments<'_>, room: u32) -> Result<Vec<u8>, Error> {
         let count = arguments.u32(Tag::Count).unwrap_or(1);
-        let mut output = Output::new(room);
         let wanted = self.wanted(arguments, count)?;
-        // Each VM's number must be told, or nobody could stop it.
-        for _ in 0..count {
-            output.add(|fields| {
-                fields.u64(Tag::Vm, u64::MAX)?.text(Tag::VmName, &"n".repeat(63)).map(drop)
-            })?;
-        }
+        Output::new(room).reserve(count)?;
         let mut output = Output::new(room);
         for index in 0..count {
             let mut record = wanted.clone();
@@ -120,6 +137,7 @@ impl Manager {
 
     fn prepare(&mut self, arguments: &Arguments<'_>, room: u32) -> Result<Vec<u8>, Error> {
         let wanted = self.wanted(arguments, 1)?;
+        Output::new(room).reserve(1)?;
         let listening = hand_over::listen(self.vms.path());
         let (path, listener) = listening.map_err(|error| failed(&error))?;
         let wish = Wish { chunks_from: Some(path.clone()), ..self.wish(arguments) };
@@ -136,7 +154,11 @@ impl Manager {
             log::warn!("VM {} does not take chunks: {error}", record.number);
             Error::Timeout
         })?;
-        self.waiting.retain(HandOver::is_open);
+        let waits = |vm: &HandOver| {
+            let folder = self.vms.folder(vm.vm());
+            vm.is_open() && folder.state() == State::Loading
+        };
+        self.waiting.retain(waits);
         self.waiting.push(HandOver::new(record.number, stream));
         let mut output = Output::new(room);
         output.add(|fields| {
@@ -282,11 +304,15 @@ impl Manager {
         Ok(output.end())
     }
 
-    fn stop(&self, arguments: &Arguments<'_>) -> Result<(), Error> {
+    fn stop(&mut self, arguments: &Arguments<'_>) -> Result<(), Error> {
         let (folder, record) = self.find(arguments)?;
         let process = folder.process().map_err(|error| failed(&error))?;
         let Some(process) = process else { return Err(Error::BadState) };
         pidfd_send_signal(&process, Signal::TERM).map_err(|error| failed(&error.into()))?;
+        self.stopping.retain(|number| self.vms.folder(*number).state() != State::Ended);
+        if !self.stopping.insert(record.number) {
+            return Ok(()); // somebody is impatient already
+        }
         let impatient = move || {
             thread::sleep(END_PATIENCE);
             if pidfd_send_signal(&process, Signal::KILL).is_ok() {
@@ -334,9 +360,9 @@ impl Manager {
                 Ok(_) | Err(_) => return Err(Error::BadField),
             }
         }
-        self.cache = url;
         let mut output = Output::new(room);
         output.add(|fields| fields.text(Tag::Servers, servers.unwrap_or_default()).map(drop))?;
+        self.cache = url;
         Ok(output.end())
     }
 }
@@ -357,9 +383,11 @@ fn outcome(folder: &VmFolder) -> String {
         return outcome.chars().take(60).collect();
     }
     // The last line that its process said is why there is no report.
-    let said = folder.read("stderr", 1 << 16).unwrap_or_default();
+    let said = folder.read("stderr", 4 << 20).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
-    let line = said.lines().map(str::trim).rfind(|line| !line.is_empty());
+    // What its guest said is no word of its own.
+    let own = |line: &&str| !line.is_empty() && !line.contains(": guest: ");
+    let line = said.lines().map(str::trim).rfind(own);
     let words = line.map_or("its process was killed", |line| line.trim_start_matches("vmm: "));
     // Of four bytes each at most.
     words.chars().filter(|letter| !letter.is_control()).take(255 / 4).collect()
@@ -407,6 +435,16 @@ struct Output {
 impl Output {
     fn new(room: u32) -> Self {
         Self { bytes: vec![0; usize::try_from(room).unwrap_or(usize::MAX)], length: 0 }
+    }
+
+    /// Whether so many VMs can be told of: nobody could stop one whose number was not.
+    fn reserve(mut self, vms: u32) -> Result<(), Error> {
+        for _ in 0..vms {
+            self.add(|fields| {
+                fields.u64(Tag::Vm, u64::MAX)?.text(Tag::VmName, &"n".repeat(63)).map(drop)
+            })?;
+        }
+        Ok(())
     }
 
     fn room(&self) -> usize {

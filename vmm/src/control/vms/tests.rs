@@ -34,7 +34,7 @@ impl Bench {
         let launcher = Launcher {
             program: folder.join("vmm"),
             global: vec!["--store".into(), "images".into()],
-            load: vec!["--transport=tcp".into()],
+            load: vec!["--cache=memcached://host".into(), "--transport=tcp".into()],
         };
         Manager::new(name.into(), quota, vms, launcher)
     }
@@ -199,10 +199,13 @@ fn lists_come_in_parts_that_fit() {
     assert_eq!(all, [1, 2, 3, 4, 5]);
     let tiny = bench.call_with_room(Operation::VmList, 8, |_| ());
     assert_eq!(tiny, Err(Error::BadLength));
-    let tiny = bench.call_with_room(Operation::VmBoot, 8, |fields| {
-        fields.text(Tag::Image, "debian:12").unwrap();
-    });
-    assert_eq!(tiny, Err(Error::BadLength));
+    for operation in [Operation::VmBoot, Operation::VmPrepare] {
+        let tiny = bench.call_with_room(operation, 8, |fields| {
+            fields.text(Tag::Image, "debian:12").unwrap();
+        });
+        assert_eq!(tiny, Err(Error::BadLength));
+    }
+    assert_eq!(bench.manager.vms.all().unwrap().len(), 5);
 }
 
 #[test]
@@ -241,6 +244,7 @@ fn a_cache_is_nodes_and_nothing_of_this_host() {
     bench.end();
     let words = fs::read_to_string(bench.folder.path().join("words")).unwrap();
     assert!(words.contains("\n--cache=memcached://10.0.0.1,10.0.0.2:1234\n"), "{words}");
+    assert!(!words.contains("//host"), "{words}");
 }
 
 #[test]
