@@ -209,7 +209,9 @@ impl Bench<'_> {
                 });
                 let pid = fs::read_to_string(vm.join("pid")).unwrap().parse().unwrap();
                 kill_process(Pid::from_raw(pid).unwrap(), Signal::TERM).unwrap();
-                until("its report", || vm.join("report").exists() && vm.join("exit").exists());
+                until("its report", || {
+                    fs::read(vm.join("report")).is_ok_and(|text| text.ends_with(b"\n"))
+                });
                 times.push(json(&vm.join("report"))["ready_ms"].as_f64().unwrap() / 1e3);
             }
         }
