@@ -6,6 +6,7 @@
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
 //! - [`host`]: what this host can do;
 //! - [`exit`]: the exit codes;
+//! - [`spec`]: what a VM is to be;
 //! - [`size`]: sizes as people write them.
 
 pub mod cli;
@@ -15,3 +16,4 @@ pub mod host;
 pub mod loader;
 pub mod machine;
 pub mod size;
+pub mod spec;

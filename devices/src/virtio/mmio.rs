@@ -14,6 +14,7 @@
 mod tests;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use log::{debug, warn};
 use thiserror::Error;
@@ -201,6 +202,26 @@ impl<D: VirtioDevice> MmioTransport<D> {
                 }
             }
             Err(error) => self.fail(&error),
+        }
+    }
+
+    /// What tells that the device has work of the host's side; see
+    /// [`VirtioDevice::host_event`].
+    pub fn host_event(&self) -> Option<BorrowedFd<'_>> {
+        self.device.host_event()
+    }
+
+    /// Serves the host's side of the device after its event was signalled.
+    pub fn handle_host_event(&mut self) {
+        match self.device.process_host_event(&self.memory) {
+            Ok(QueueProgress { interrupt, .. }) => {
+                if interrupt && self.status.is_live() {
+                    self.interrupt(VIRTIO_MMIO_INT_VRING);
+                }
+            }
+            // A device that its driver has not started has no queues that could be broken.
+            Err(error) if self.status.is_live() => self.fail(&error),
+            Err(error) => debug!("Virtio: host event before the driver: {error}"),
         }
     }
 

@@ -11,13 +11,14 @@ pub mod mmio;
 pub mod rng;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use thiserror::Error;
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
 
 /// A virtio device, behind whatever transport.
-pub trait VirtioDevice: Send {
+pub trait VirtioDevice: Send + std::fmt::Debug {
     /// Device type (virtio 1.2, section 5).
     fn device_type(&self) -> u32;
 
@@ -55,6 +56,75 @@ pub trait VirtioDevice: Send {
 
     /// Stops the device and drops its queues.
     fn reset(&mut self);
+
+    /// A descriptor that is readable while the device has work that no queue event announces, such
+    /// as frames from a network: the host's side of it. It is waited for level-triggered, so a
+    /// device that cannot go on before its driver does something has to make it silent until then:
+    /// by an epoll of its own, which a device also needs where it waits for several things.
+    fn host_event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Serves that work, for a bounded time. Called when [`host_event`](Self::host_event) is
+    /// readable, whether or not the driver has started the device.
+    ///
+    /// # Errors
+    /// As of [`process_queue`](Self::process_queue).
+    fn process_host_event(
+        &mut self,
+        _memory: &GuestMemoryMmap,
+    ) -> Result<QueueProgress, VirtioError> {
+        Ok(QueueProgress::default())
+    }
+}
+
+impl VirtioDevice for Box<dyn VirtioDevice> {
+    fn device_type(&self) -> u32 {
+        (**self).device_type()
+    }
+
+    fn features(&self) -> u64 {
+        (**self).features()
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        (**self).queue_sizes()
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        (**self).read_config(offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        (**self).write_config(offset, data);
+    }
+
+    fn activate(&mut self, features: u64, queues: Vec<Queue>) -> Result<(), VirtioError> {
+        (**self).activate(features, queues)
+    }
+
+    fn process_queue(
+        &mut self,
+        index: usize,
+        memory: &GuestMemoryMmap,
+    ) -> Result<QueueProgress, VirtioError> {
+        (**self).process_queue(index, memory)
+    }
+
+    fn reset(&mut self) {
+        (**self).reset();
+    }
+
+    fn host_event(&self) -> Option<BorrowedFd<'_>> {
+        (**self).host_event()
+    }
+
+    fn process_host_event(
+        &mut self,
+        memory: &GuestMemoryMmap,
+    ) -> Result<QueueProgress, VirtioError> {
+        (**self).process_host_event(memory)
+    }
 }
 
 /// How far [`VirtioDevice::process_queue`] came.
@@ -62,7 +132,7 @@ pub trait VirtioDevice: Send {
 pub struct QueueProgress {
     /// Buffers were used and the driver wants to hear of it.
     pub interrupt: bool,
-    /// Requests are left: call again.
+    /// Requests are left: call again. Of host events that is said by the descriptor itself.
     pub more: bool,
 }
 

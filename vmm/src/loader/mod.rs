@@ -17,17 +17,21 @@ use imgcache::client::{Image, LoadError, LoadOptions, LoadReport, Progress, Targ
 use imgcache::image::manifest::SegmentKind;
 use imgcache::image::plan::{self, GuestLayout, Landing, PlanError};
 use imgcache::transport::ChunkRead;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::machine::layout;
 use crate::machine::memory::{GuestRam, MemoryError};
 
 /// How a ramdisk gets into guest memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum RamdiskChoice {
     /// Mapped where the host has it in 2 MiB pages, and made the guest's own memory while the guest
     /// starts; else copied.
+    #[default]
     Auto,
     /// As auto, but what is mapped stays so, which saves memory for guests that keep the ramdisk
     /// (Linux with `retain_initrd`) and costs others a fault for each 4 KiB of it.

@@ -7,8 +7,6 @@ use std::time::{Duration, Instant};
 
 use devices::event::GuestEvent;
 use devices::ioapic::Ioapic;
-use devices::virtio::mmio::MmioTransport;
-use devices::virtio::rng::Rng;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
@@ -22,7 +20,7 @@ use super::routes::RouteTable;
 use super::settle::Settling;
 use super::signals::Signals;
 use super::terminal::RawTerminal;
-use super::{Life, Machine, MachineError, vcpu};
+use super::{Life, Machine, MachineError, Virtio, vcpu};
 
 /// How long a guest that has reported a panic may go on: to print the rest, or to restart.
 const PANIC_GRACE: Duration = Duration::from_secs(1);
@@ -84,10 +82,10 @@ pub fn run(
         .map_err(|error| MachineError::Failed(format!("event loop: {error}")))?;
     manager.add_subscriber(Box::new(GuestEvents { machine, verdict: verdict.clone() }));
     manager.add_subscriber(Box::new(Signals::new(verdict.clone())?));
-    manager.add_subscriber(Box::new(QueueEvents {
-        device: machine.rng.clone(),
-        verdict: verdict.clone(),
-    }));
+    for device in &machine.virtio {
+        let verdict = verdict.clone();
+        manager.add_subscriber(Box::new(VirtioEvents { device: device.clone(), verdict }));
+    }
     manager.add_subscriber(Box::new(ControlEvents::new(&machine.control, verdict.clone())));
     let mut terminal = None;
     if machine.keyboard {
@@ -210,21 +208,32 @@ impl MutEventSubscriber for SettleEvents {
     }
 }
 
-/// The queues of a virtio device.
-struct QueueEvents {
-    device: Arc<Mutex<MmioTransport<Rng>>>,
+/// A virtio device: the notifications of its queues, and the host's side of it.
+struct VirtioEvents {
+    device: Arc<Mutex<Virtio>>,
     verdict: Rc<Verdict>,
 }
 
-impl MutEventSubscriber for QueueEvents {
+/// What the event of the host's side is registered with; queues are with their numbers.
+const HOST_SIDE: u32 = u32::MAX;
+
+impl MutEventSubscriber for VirtioEvents {
     fn process(&mut self, events: Events, _: &mut EventOps<'_>) {
-        lock(&self.device).handle_queue_event(events.data() as usize);
+        let mut device = lock(&self.device);
+        if events.data() == HOST_SIDE {
+            device.handle_host_event();
+        } else {
+            device.handle_queue_event(events.data() as usize);
+        }
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let device = lock(&self.device);
         for (queue, event) in (0u32..).zip(device.queue_events()) {
             self.verdict.add(ops, Events::with_data(event, queue, EventSet::IN));
+        }
+        if let Some(event) = device.host_event() {
+            self.verdict.add(ops, Events::with_data(&event, HOST_SIDE, EventSet::IN));
         }
     }
 }

@@ -32,13 +32,13 @@ impl KvmError {
     }
 }
 
-/// A VM with all its RAM in slots and its interrupt controllers made.
+/// A VM with all its RAM in slots and its interrupt controllers made, with `gsi_count` lines.
 ///
 /// Whoever runs a vCPU of it keeps `ram` until that has stopped.
 ///
 /// # Errors
 /// What KVM refused.
-pub fn create_vm(kvm: &Kvm, ram: &[RamRange]) -> Result<Arc<VmFd>, KvmError> {
+pub fn create_vm(kvm: &Kvm, ram: &[RamRange], gsi_count: u8) -> Result<Arc<VmFd>, KvmError> {
     if let Some(missing) = host::kvm::missing_capabilities(kvm).first() {
         return Err(KvmError {
             what: format!("give this machine its {missing}"),
@@ -57,7 +57,7 @@ pub fn create_vm(kvm: &Kvm, ram: &[RamRange]) -> Result<Arc<VmFd>, KvmError> {
     }
     add_slots(&vm, ram)?;
     let mut cap = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
-    cap.args[0] = u64::from(layout::GSI_COUNT);
+    cap.args[0] = u64::from(gsi_count);
     vm.enable_cap(&cap).map_err(KvmError::doing("split the interrupt controller"))?;
     Ok(Arc::new(vm))
 }

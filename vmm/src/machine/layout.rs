@@ -11,6 +11,10 @@
 
 use std::ops::Range;
 
+use devices::virtio::mmio;
+
+use super::acpi::VirtioWindow;
+
 /// The size of the pages that guest RAM is aligned to, on both sides: 2 MiB.
 pub const HUGE_PAGE: u64 = 2 << 20;
 
@@ -55,11 +59,22 @@ pub const POWER_PORTS: u64 = 0x600;
 
 /// Interrupt line of the first virtio device; the others follow. Lines 3 and 4 are the serial ports'.
 pub const VIRTIO_GSI: u32 = 5;
-/// How many virtio devices the machine has: the entropy device.
-pub const VIRTIO_DEVICES: u8 = 1;
-/// How many interrupt lines the machine has. No more than are used: at its start a guest reads and
-/// writes the registers of each several times, every time by an exit.
-pub const GSI_COUNT: u8 = 5 + VIRTIO_DEVICES;
+/// The most virtio devices a machine can have.
+pub const MAX_VIRTIO_DEVICES: u8 = 8;
+
+/// Where the virtio device of this index is.
+pub fn virtio_window(index: u8) -> VirtioWindow {
+    VirtioWindow {
+        base: VIRTIO_MMIO.start + u64::from(index) * mmio::MMIO_LENGTH,
+        gsi: VIRTIO_GSI + u32::from(index),
+    }
+}
+
+/// How many interrupt lines a machine with so many virtio devices has. No more than are used: at its
+/// start a guest reads and writes the registers of each several times, every time by an exit.
+pub fn gsi_count(virtio_devices: u8) -> u8 {
+    5 + virtio_devices.min(MAX_VIRTIO_DEVICES)
+}
 
 /// The smallest machine. A stock distribution kernel needs more to reach user space (Debian's cloud
 /// kernel about 90 MiB); one that is built small does not.

@@ -7,7 +7,8 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
@@ -17,10 +18,13 @@ use super::mapping::{self, Mapping};
 use crate::host::hugepages::{self, HugeTlbPool};
 
 /// What the command line asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum BackingChoice {
     /// The best that the host allows: hugetlb if enough pages are free, else thp, else 4k.
+    #[default]
     Auto,
     /// 4 KiB pages.
     #[value(name = "4k")]

@@ -37,6 +37,7 @@ use devices::control::ControlDevice;
 use devices::interrupt::InterruptLine;
 use devices::ioapic::{self, Ioapic};
 use devices::serial::{self, SerialConsole};
+use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use devices::{i8042, power, pvpanic};
@@ -57,6 +58,7 @@ use self::routes::RouteTable;
 use self::settle::Settled;
 use self::stats::{KvmStats, StatsFile};
 use self::vcpu::Platform;
+use self::wiring::VirtioWires;
 use crate::control;
 use crate::host::footprint;
 
@@ -75,6 +77,14 @@ pub enum MachineError {
     /// Two devices in one place; never for a machine's own layout.
     #[error(transparent)]
     Bus(#[from] BusError),
+    /// More virtio devices than there is room for.
+    #[error("{devices} virtio devices are more than the {most} that a machine can have")]
+    TooManyDevices {
+        /// How many there would be.
+        devices: usize,
+        /// How many there can be.
+        most: u8,
+    },
     /// A virtio device could not be made.
     #[error(transparent)]
     Virtio(#[from] mmio::TransportError),
@@ -113,6 +123,18 @@ pub struct Life {
     pub overhead_bytes: Option<u64>,
 }
 
+/// A virtio device of a machine, whatever it is.
+pub type Virtio = MmioTransport<Box<dyn VirtioDevice>>;
+/// One that vCPUs and the event loop reach.
+type SharedVirtio = Arc<Mutex<Virtio>>;
+
+/// The virtio devices of a machine, in their order: the entropy device, then `others`.
+pub fn virtio_devices(others: Vec<Box<dyn VirtioDevice>>) -> Vec<Box<dyn VirtioDevice>> {
+    let mut devices: Vec<Box<dyn VirtioDevice>> = vec![Box::new(Rng::new())];
+    devices.extend(others);
+    devices
+}
+
 /// A machine whose first processor is about to enter the kernel.
 #[derive(Debug)]
 pub struct Machine {
@@ -120,7 +142,7 @@ pub struct Machine {
     vcpus: Vec<VcpuFd>,
     platform: Platform,
     serial: Arc<Mutex<SerialConsole>>,
-    rng: Arc<Mutex<MmioTransport<Rng>>>,
+    virtio: Vec<SharedVirtio>,
     control: ControlParts,
     keyboard: bool,
     events: EventReceiver,
@@ -151,15 +173,16 @@ impl Machine {
         ram: GuestRam,
         entry: (Protocol, Entry),
         boot: &BootSpec<'_>,
-        console: Console,
-        control: control::MachineEnd,
+        around: Around,
     ) -> Result<Self, MachineError> {
+        let Around { console, control, virtio: devices } = around;
         let Processors { vm, vcpus, stats, wiring, ram: slots } = processors;
         let (sender, events) = event_channel().map_err(MachineError::system("make an eventfd"))?;
         let (mut ports, mut memory) = (Bus::default(), Bus::default());
 
+        let gsi_count = layout::gsi_count(u8::try_from(devices.len()).unwrap_or(u8::MAX));
         let ioapic =
-            Arc::new(Mutex::new(Ioapic::new(RouteTable::new(vm.clone()), layout::GSI_COUNT)));
+            Arc::new(Mutex::new(Ioapic::new(RouteTable::new(vm.clone(), gsi_count), gsi_count)));
         memory.insert("I/O APIC", ioapic::IOAPIC_BASE, ioapic::IOAPIC_LENGTH, ioapic.clone())?;
 
         let serial = Arc::new(Mutex::new(SerialConsole::new(wiring.serial, console.output)));
@@ -179,17 +202,19 @@ impl Machine {
         let power = Arc::new(Mutex::new(power::Power::new(sender.sink())));
         ports.insert("power", layout::POWER_PORTS, power::WINDOW_LENGTH, power)?;
 
-        let rng = MmioTransport::with_queue_events(
-            Rng::new(),
-            ram.memory().clone(),
-            wiring.rng,
-            wiring.rng_queues,
-        )?;
-        let rng = Arc::new(Mutex::new(rng));
-        let window = wiring::RNG;
-        memory.insert("virtio-rng", window.base, mmio::MMIO_LENGTH, rng.clone())?;
+        let windows: Vec<_> = wiring.virtio.iter().map(|wires| wires.window).collect();
+        let mut virtio = Vec::with_capacity(devices.len());
+        // As many wires as devices: they were counted from these.
+        for (device, wires) in devices.into_iter().zip(wiring.virtio) {
+            let VirtioWires { window, line, queues } = wires;
+            let guest = ram.memory().clone();
+            let device = MmioTransport::with_queue_events(device, guest, line, queues)?;
+            let device = Arc::new(Mutex::new(device));
+            memory.insert("virtio", window.base, mmio::MMIO_LENGTH, device.clone())?;
+            virtio.push(device);
+        }
 
-        write_boot_structures(&ram, entry, boot, vcpus.len(), &[window])?;
+        write_boot_structures(&ram, entry, boot, vcpus.len(), &windows)?;
         if let Some(first) = vcpus.first() {
             registers::set_entry(first, entry.1)?;
         }
@@ -200,7 +225,7 @@ impl Machine {
             vcpus,
             platform,
             serial,
-            rng,
+            virtio,
             control,
             keyboard,
             events,
@@ -253,6 +278,17 @@ impl ControlParts {
         let device = ControlDevice::new(identity, memory, desk, trigger, Box::new(time));
         Ok(Self { device: Arc::new(Mutex::new(device)), raised, line, end: worker })
     }
+}
+
+/// What a machine is connected to.
+#[derive(Debug)]
+pub struct Around {
+    /// Its console.
+    pub console: Console,
+    /// What is behind its control device.
+    pub control: control::MachineEnd,
+    /// Its virtio devices ([`virtio_devices`]), those that its processors were wired for.
+    pub virtio: Vec<Box<dyn VirtioDevice>>,
 }
 
 /// Where the console is.

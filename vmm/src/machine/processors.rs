@@ -8,7 +8,8 @@ use super::kvm::{self, KvmError};
 use super::memory::RamRange;
 use super::stats::StatsFile;
 use super::wiring::Wiring;
-use super::{MachineError, cpuid, registers};
+use super::{MachineError, cpuid, layout, registers};
+use devices::virtio::VirtioDevice;
 
 /// A VM with its processors in their reset state, before anything of the image is needed.
 #[derive(Debug)]
@@ -22,12 +23,23 @@ pub struct Processors {
 }
 
 impl Processors {
-    /// Creates the VM with `ram` in its slots, `count` processors, and the wires to its devices.
+    /// Creates the VM with `ram` in its slots, `count` processors, and the wires to its devices;
+    /// `virtio` says how many queues each of its virtio devices has ([`queue_counts`]).
     ///
     /// # Errors
     /// KVM's or the host's refusal.
-    pub fn create(kvm: &Kvm, ram: &[RamRange], count: u8) -> Result<Self, MachineError> {
-        let vm = kvm::create_vm(kvm, ram)?;
+    pub fn create(
+        kvm: &Kvm,
+        ram: &[RamRange],
+        count: u8,
+        virtio: &[usize],
+    ) -> Result<Self, MachineError> {
+        let devices = u8::try_from(virtio.len()).unwrap_or(u8::MAX);
+        if devices > layout::MAX_VIRTIO_DEVICES {
+            let (devices, most) = (virtio.len(), layout::MAX_VIRTIO_DEVICES);
+            return Err(MachineError::TooManyDevices { devices, most });
+        }
+        let vm = kvm::create_vm(kvm, ram, layout::gsi_count(devices))?;
         let template = cpuid::template(kvm)?;
         let mut stats: Vec<_> = StatsFile::open(vm.as_ref()).into_iter().collect();
         let mut vcpus = Vec::with_capacity(usize::from(count));
@@ -40,7 +52,12 @@ impl Processors {
             stats.extend(StatsFile::open(&vcpu));
             vcpus.push(vcpu);
         }
-        let wiring = Wiring::connect(&vm)?;
+        let wiring = Wiring::connect(&vm, virtio)?;
         Ok(Self { vm, vcpus, stats, wiring, ram: ram.to_vec() })
     }
+}
+
+/// How many queues each of `devices` has.
+pub fn queue_counts(devices: &[Box<dyn VirtioDevice>]) -> Vec<usize> {
+    devices.iter().map(|device| device.queue_sizes().len()).collect()
 }

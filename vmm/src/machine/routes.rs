@@ -6,18 +6,16 @@ use devices::ioapic::{MsiMessage, MsiRouter};
 use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::VmFd;
 
-use super::layout;
-
 /// Keeps KVM's routes from interrupt lines to messages equal to the I/O APIC's table.
 pub struct RouteTable {
     vm: Arc<VmFd>,
-    routes: [Option<MsiMessage>; layout::GSI_COUNT as usize],
+    routes: Vec<Option<MsiMessage>>,
 }
 
 impl RouteTable {
-    /// A table without routes.
-    pub fn new(vm: Arc<VmFd>) -> Self {
-        Self { vm, routes: [None; layout::GSI_COUNT as usize] }
+    /// A table without routes, for so many lines.
+    pub fn new(vm: Arc<VmFd>, gsi_count: u8) -> Self {
+        Self { vm, routes: vec![None; usize::from(gsi_count)] }
     }
 
     fn entries(&self) -> Vec<kvm_irq_routing_entry> {

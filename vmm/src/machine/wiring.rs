@@ -13,12 +13,6 @@ use super::acpi::VirtioWindow;
 use super::kvm::KvmError;
 use super::{MachineError, layout};
 
-/// Where the entropy device is.
-pub const RNG: VirtioWindow =
-    VirtioWindow { base: layout::VIRTIO_MMIO.start, gsi: layout::VIRTIO_GSI };
-/// How many queues it has.
-const RNG_QUEUES: u32 = 1;
-
 /// The devices' ends of the wires.
 #[derive(Debug)]
 pub struct Wiring {
@@ -26,23 +20,39 @@ pub struct Wiring {
     pub serial: InterruptLine,
     /// The event line's interrupt: a second serial port.
     pub event_line: InterruptLine,
-    /// The entropy device's interrupt.
-    pub rng: InterruptLine,
-    /// The notifications of the entropy device's queues.
-    pub rng_queues: Vec<EventFd>,
+    /// Those of the virtio devices, in their order.
+    pub virtio: Vec<VirtioWires>,
+}
+
+/// The wires of one virtio device.
+#[derive(Debug)]
+pub struct VirtioWires {
+    /// Where the guest finds it.
+    pub window: VirtioWindow,
+    /// Its interrupt.
+    pub line: InterruptLine,
+    /// The notifications of its queues.
+    pub queues: Vec<EventFd>,
 }
 
 impl Wiring {
-    /// Connects all of them.
+    /// Connects all of them; `virtio` says how many queues each virtio device has.
     ///
     /// # Errors
     /// KVM's refusal, or no more file descriptors.
-    pub fn connect(vm: &VmFd) -> Result<Self, MachineError> {
+    pub fn connect(vm: &VmFd, virtio: &[usize]) -> Result<Self, MachineError> {
+        let wires = |(index, queues): (u8, &usize)| {
+            let window = layout::virtio_window(index);
+            Ok(VirtioWires {
+                window,
+                line: interrupt_line(vm, window.gsi)?,
+                queues: queue_events(vm, window, *queues)?,
+            })
+        };
         Ok(Self {
             serial: interrupt_line(vm, serial::COM1_IRQ)?,
             event_line: interrupt_line(vm, serial::COM2_IRQ)?,
-            rng: interrupt_line(vm, RNG.gsi)?,
-            rng_queues: queue_events(vm, RNG, RNG_QUEUES)?,
+            virtio: (0u8..).zip(virtio).map(wires).collect::<Result<_, MachineError>>()?,
         })
     }
 }
@@ -63,14 +73,14 @@ fn interrupt_line(vm: &VmFd, gsi: u32) -> Result<InterruptLine, MachineError> {
 fn queue_events(
     vm: &VmFd,
     window: VirtioWindow,
-    queues: u32,
+    queues: usize,
 ) -> Result<Vec<EventFd>, MachineError> {
     let address = IoEventAddress::Mmio(window.base + mmio::QUEUE_NOTIFY_OFFSET);
-    let connect = |queue: u32| {
+    let connect = |(queue, _)| {
         let event = event_fd()?;
         vm.register_ioevent(&event, &address, queue)
             .map_err(KvmError::doing("connect a virtio queue"))?;
         Ok(event)
     };
-    (0..queues).map(connect).collect()
+    (0u32..).zip(0..queues).map(connect).collect()
 }

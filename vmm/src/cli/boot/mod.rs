@@ -11,8 +11,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
 use clap::Args;
-use imgcache::client::{Image, ImageClient, Verify};
-use imgcache::image::name::ImageName;
+use imgcache::client::{Image, ImageClient};
 
 use self::console_file::ConsoleFile;
 use self::guest::{Around, GuestOptions};
@@ -25,12 +24,12 @@ use crate::exit::{self, Exit};
 use crate::host::{self, footprint};
 use crate::loader::handed::Handed;
 use crate::loader::{self, RamdiskChoice};
-use crate::machine::boot::{self, ProtocolChoice};
-use crate::machine::layout::MAX_CPUS;
-use crate::machine::memory::{BackingChoice, GuestRam, RamRange};
-use crate::machine::processors::Processors;
-use crate::machine::{BootSpec, Console, Life, Machine, MachineError};
+use crate::machine::boot;
+use crate::machine::memory::{GuestRam, RamRange};
+use crate::machine::processors::{Processors, queue_counts};
+use crate::machine::{self, BootSpec, Console, Life, Machine, MachineError};
 use crate::size;
+use crate::spec::VmSpec;
 
 /// Boot a microVM from an image, with the console on this terminal.
 ///
@@ -42,39 +41,8 @@ use crate::size;
 #[derive(Debug, Args)]
 #[command(after_long_help = exit::TABLE)]
 pub struct BootCommand {
-    /// Name of the image (see 'vmm image ls').
-    #[arg(long, value_name = "NAME")]
-    image: ImageName,
-
-    /// Virtual processors, 1 to 32.
-    #[arg(long, value_name = "N", default_value_t = 1,
-          value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
-    cpus: u8,
-
-    /// RAM, a multiple of 2 MiB from 64M up; such as 512M or 4G.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
-    memory: u64,
-
-    /// What guest RAM is made of.
-    #[arg(long, value_enum, default_value_t = BackingChoice::Auto)]
-    memory_backing: BackingChoice,
-
-    /// How the ramdisk gets into guest memory.
-    #[arg(long, value_enum, default_value_t = RamdiskChoice::Auto)]
-    ramdisk: RamdiskChoice,
-
-    /// How the kernel is entered.
-    #[arg(long, value_enum, default_value_t = ProtocolChoice::Auto)]
-    boot_protocol: ProtocolChoice,
-
-    /// Text to put behind the image's kernel command line.
-    #[arg(long, value_name = "TEXT")]
-    cmdline_append: Option<String>,
-
-    /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
-    /// since it was last hashed and a checksum would do.
-    #[arg(long)]
-    verify_full: bool,
+    #[command(flatten)]
+    vm: VmSpec,
 
     /// Do everything up to starting the processors, report, and end. Works on every kind of KVM.
     #[arg(long)]
@@ -164,27 +132,30 @@ impl BootCommand {
         }
         let kvm = host::kvm::open()?;
         self.guest.check()?;
-        let image = self.client(store)?.open(&self.image)?;
+        let image = self.client(store)?.open(&self.vm.image)?;
         let manifest = image.manifest();
         let (protocol, entry) =
-            boot::choose(&manifest.kernel, self.boot_protocol).map_err(MachineError::from)?;
+            boot::choose(&manifest.kernel, self.vm.boot_protocol).map_err(MachineError::from)?;
         watch.phase("resolve");
 
-        let mut ram = GuestRam::new(self.memory, self.memory_backing)?;
+        let mut ram = GuestRam::new(self.vm.memory, self.vm.memory_backing)?;
         let backing = ram.backing();
+        let virtio = machine::virtio_devices(Vec::new());
+        let queues = queue_counts(&virtio);
         watch.phase("memory");
 
         let slots = ram.ranges().to_vec();
         let guest_ranges: Vec<_> = slots.iter().map(RamRange::host).collect();
         let progress = Progress::new("loading", manifest.data_bytes());
         let options = loader::Options {
-            verify: if self.verify_full { Verify::Full } else { Verify::Auto },
-            ramdisk: self.ramdisk,
+            verify: self.vm.verify(),
+            ramdisk: self.vm.ramdisk,
             progress: Some(&|bytes| progress.add(bytes)),
         };
         // KVM's part takes time in the kernel, and nothing of the image.
         let (processors, landed) = thread::scope(|scope| {
-            let processors = scope.spawn(|| Processors::create(&kvm, &slots, self.cpus));
+            let processors =
+                scope.spawn(|| Processors::create(&kvm, &slots, self.vm.cpus, &queues));
             let landed = loader::land(&image, &mut ram, &options);
             (processors.join(), landed)
         });
@@ -202,15 +173,16 @@ impl BootCommand {
         };
         let (control, end) = self.control(&image, store)?;
         let entry = (protocol, entry);
-        let machine = Machine::assemble(processors, ram, entry, &spec, self.console()?, end)?;
+        let around = machine::Around { console: self.console()?, control: end, virtio };
+        let machine = Machine::assemble(processors, ram, entry, &spec, around)?;
         watch.phase("boot");
 
         footprint::release_code();
         let mut report = Report {
-            image: self.image.clone(),
+            image: self.vm.image.clone(),
             manifest: image.id().to_string(),
-            cpus: self.cpus,
-            memory_bytes: self.memory,
+            cpus: self.vm.cpus,
+            memory_bytes: self.vm.memory,
             memory_backing: backing,
             boot_protocol: protocol,
             ready_ms: milliseconds(watch.begun.elapsed()),
@@ -233,7 +205,7 @@ impl BootCommand {
             say(&report::announcement(&report));
         }
         let begun = Instant::now();
-        let settle = self.ramdisk == RamdiskChoice::Auto;
+        let settle = self.vm.ramdisk == RamdiskChoice::Auto;
         let lived = machine.run(settle);
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
@@ -274,8 +246,8 @@ impl BootCommand {
     ) -> Result<(Control, control::MachineEnd), CliError> {
         let around = Around {
             image,
-            cpus: self.cpus,
-            memory: self.memory,
+            cpus: self.vm.cpus,
+            memory: self.vm.memory,
             global: store.arguments(),
             load: [self.cache.arguments(), self.load.arguments()].concat(),
         };
@@ -307,7 +279,7 @@ impl BootCommand {
     /// parameters given twice, the kernel takes the last.
     fn command_line(&self, image: &str) -> String {
         let parts =
-            [boot::MACHINE_COMMAND_LINE, image, self.cmdline_append.as_deref().unwrap_or("")];
+            [boot::MACHINE_COMMAND_LINE, image, self.vm.cmdline_append.as_deref().unwrap_or("")];
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 

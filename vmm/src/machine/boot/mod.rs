@@ -6,7 +6,8 @@ pub mod pvh;
 use std::ops::Range;
 
 use imgcache::image::manifest::KernelInfo;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::layout;
 use super::registers::Entry;
@@ -20,9 +21,13 @@ pub const MACHINE_COMMAND_LINE: &str =
     "pci=off 8250.nr_uarts=2 reboot=acpi panic=-1 vmm.control=0xd00,0xd0100000";
 
 /// What the command line asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum ProtocolChoice {
     /// The 64-bit protocol if the kernel has it, else PVH.
+    #[default]
     Auto,
     /// The 64-bit Linux boot protocol.
     Linux64,

@@ -1,0 +1,113 @@
+//! What a VM is to be: one typed description, which the command line (`vmm boot`, `vmm fleet boot`),
+//! the node agent's API and the files of its VMs have in common.
+//!
+//! Each part that is more than a number has a file of its own here.
+#![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
+
+use clap::Args;
+use imgcache::client::Verify;
+use imgcache::image::name::ImageName;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::loader::RamdiskChoice;
+use crate::machine::boot::ProtocolChoice;
+use crate::machine::layout::MAX_CPUS;
+use crate::machine::memory::BackingChoice;
+use crate::size;
+
+/// RAM of a VM, unless said otherwise, in bytes.
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
+
+/// A VM that is to be booted.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmSpec {
+    /// Name of the image (see 'vmm image ls').
+    #[arg(long, value_name = "NAME")]
+    #[schema(value_type = String, example = "debian:12", min_length = 1, max_length = 255)]
+    pub image: ImageName,
+
+    /// Virtual processors, 1 to 32.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_CPUS)))]
+    #[serde(default = "one")]
+    #[schema(minimum = 1, maximum = 32)]
+    pub cpus: u8,
+
+    /// RAM, a multiple of 2 MiB from 64M up; such as 512M or 4G.
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    #[serde(default = "default_memory")]
+    #[schema(minimum = 67_108_864, maximum = 1_099_511_627_776_u64, example = 536_870_912)]
+    pub memory: u64,
+
+    /// What guest RAM is made of.
+    #[arg(long, value_enum, default_value_t = BackingChoice::Auto)]
+    #[serde(default)]
+    pub memory_backing: BackingChoice,
+
+    /// How the ramdisk gets into guest memory.
+    #[arg(long, value_enum, default_value_t = RamdiskChoice::Auto)]
+    #[serde(default)]
+    pub ramdisk: RamdiskChoice,
+
+    /// How the kernel is entered.
+    #[arg(long, value_enum, default_value_t = ProtocolChoice::Auto)]
+    #[serde(default)]
+    pub boot_protocol: ProtocolChoice,
+
+    /// Text to put behind the image's kernel command line.
+    #[arg(long, value_name = "TEXT")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 65535)]
+    pub cmdline_append: Option<String>,
+
+    /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
+    /// since it was last hashed and a checksum would do.
+    #[arg(long)]
+    #[serde(default)]
+    pub verify_full: bool,
+}
+
+fn one() -> u8 {
+    1
+}
+
+fn default_memory() -> u64 {
+    DEFAULT_MEMORY
+}
+
+impl VmSpec {
+    /// How thoroughly chunks are verified.
+    pub fn verify(&self) -> Verify {
+        if self.verify_full { Verify::Full } else { Verify::Auto }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        spec: VmSpec,
+    }
+
+    #[test]
+    fn the_command_line_and_json_have_the_same_defaults() {
+        let command = Command::parse_from(["boot", "--image", "debian:12"]);
+        let json: VmSpec = serde_json::from_str(r#"{"image":"debian:12"}"#).unwrap();
+        assert_eq!(command.spec, json);
+        let written = serde_json::to_string(&json).unwrap();
+        assert_eq!(serde_json::from_str::<VmSpec>(&written).unwrap(), json);
+    }
+
+    #[test]
+    fn a_word_that_is_none_of_a_spec_is_refused() {
+        let error = serde_json::from_str::<VmSpec>(r#"{"image":"a","cpu":2}"#).unwrap_err();
+        assert!(error.to_string().contains("cpu"), "{error}");
+    }
+}
