@@ -4,6 +4,8 @@
 //! Each part that is more than a number has a file of its own here.
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
+pub mod name;
+
 use clap::Args;
 use imgcache::client::Verify;
 use imgcache::image::name::ImageName;
