@@ -12,7 +12,7 @@ use imgcache::image::name::ImageName;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::loader::RamdiskChoice;
+use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
 use crate::machine::layout::MAX_CPUS;
 use crate::machine::memory::BackingChoice;
@@ -52,6 +52,11 @@ pub struct VmSpec {
     #[arg(long, value_enum, default_value_t = RamdiskChoice::Auto)]
     #[serde(default)]
     pub ramdisk: RamdiskChoice,
+
+    /// How the kernel gets into guest memory.
+    #[arg(long, value_enum, default_value_t = KernelChoice::Auto)]
+    #[serde(default)]
+    pub kernel: KernelChoice,
 
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value_t = ProtocolChoice::Auto)]

@@ -22,8 +22,8 @@ use super::{CliError, StoreOptions, print_json, print_text, say};
 use crate::control::{self, Control};
 use crate::exit::{self, Exit};
 use crate::host::{self, footprint};
+use crate::loader;
 use crate::loader::handed::Handed;
-use crate::loader::{self, RamdiskChoice};
 use crate::machine::boot;
 use crate::machine::memory::{GuestRam, RamRange};
 use crate::machine::processors::{Processors, queue_counts};
@@ -149,6 +149,7 @@ impl BootCommand {
         let progress = Progress::new("loading", manifest.data_bytes());
         let options = loader::Options {
             verify: self.vm.verify(),
+            kernel: self.vm.kernel,
             ramdisk: self.vm.ramdisk,
             progress: Some(&|bytes| progress.add(bytes)),
         };
@@ -205,8 +206,7 @@ impl BootCommand {
             say(&report::announcement(&report));
         }
         let begun = Instant::now();
-        let settle = self.vm.ramdisk == RamdiskChoice::Auto;
-        let lived = machine.run(settle);
+        let lived = machine.run();
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
         let Life { outcome, kvm, settled, control: counters, overhead_bytes } = lived?;
