@@ -7,6 +7,7 @@
 //! - [`control`]: what guests ask for through the control device;
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
 //! - [`host`]: what this host can do;
+//! - [`net`]: connects VMs to networks;
 //! - [`exit`]: the exit codes;
 //! - [`process`]: the process of a VM that the node agent has started;
 //! - [`spec`]: what a VM is to be;
@@ -20,6 +21,7 @@ pub mod exit;
 pub mod host;
 pub mod loader;
 pub mod machine;
+pub mod net;
 pub mod process;
 pub mod size;
 pub mod spec;

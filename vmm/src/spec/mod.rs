@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
 pub mod name;
+pub mod net;
 
 use clap::Args;
 use imgcache::client::Verify;
