@@ -8,6 +8,7 @@
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
 //! - [`host`]: what this host can do;
 //! - [`exit`]: the exit codes;
+//! - [`node`]: the node agent;
 //! - [`process`]: the process of a VM that the node agent has started;
 //! - [`spec`]: what a VM is to be;
 //! - [`size`]: sizes as people write them.
@@ -20,6 +21,7 @@ pub mod exit;
 pub mod host;
 pub mod loader;
 pub mod machine;
+pub mod node;
 pub mod process;
 pub mod size;
 pub mod spec;
