@@ -6,6 +6,7 @@
 //! - [`machine`]: the virtual machine and its event loop;
 //! - [`control`]: what guests ask for through the control device;
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
+//! - [`fleet`]: many VMs at once;
 //! - [`host`]: what this host can do;
 //! - [`exit`]: the exit codes;
 //! - [`node`]: the node agent;
@@ -18,6 +19,7 @@ pub mod boot;
 pub mod cli;
 pub mod control;
 pub mod exit;
+pub mod fleet;
 pub mod host;
 pub mod loader;
 pub mod machine;
