@@ -166,7 +166,8 @@ impl<'a> Agent<'a> {
     /// Runs the program against the agent; returns what it prints.
     fn vmm(&self, arguments: &[&str]) -> Vec<u8> {
         let mut command = Command::new(&self.options.vmm);
-        command.args(arguments).env("VMM_RUN_DIR", &self.run).stdin(Stdio::null());
+        let socket = format!("unix:{}", self.run.join("node.sock").display());
+        command.args(arguments).env("VMM_NODE", socket).stdin(Stdio::null());
         let output = command.stderr(Stdio::inherit()).output().unwrap();
         assert!(output.status.success(), "vmm {arguments:?}");
         output.stdout
