@@ -110,7 +110,7 @@ impl BootCommand {
 
         let virtio = machine::virtio_devices(Vec::new());
         let loaded = {
-            let progress = Progress::new("loading", image.manifest().data_bytes());
+            let progress = Progress::new("loading", image.manifest().loaded_bytes());
             let add = |bytes| progress.add(bytes);
             boot::load(&kvm, &image, &self.vm, &virtio, Some(&add), &mut watch)?
         };
