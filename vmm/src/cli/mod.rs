@@ -21,6 +21,7 @@ use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
 
 use crate::boot::ReadyError;
+use crate::disk::DiskError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
 use crate::loader::LoaderError;
@@ -148,6 +149,9 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of the guest's disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Of loading an image into a guest.
     #[error(transparent)]
     Loader(#[from] LoaderError),
@@ -213,7 +217,7 @@ impl CliError {
             Self::Cache(error) => cache_exit(error),
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
-            Self::NoCache | Self::Rights(_) => Exit::Usage,
+            Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
@@ -221,7 +225,10 @@ impl CliError {
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } => Exit::Failure,
+            Self::Machine(_)
+            | Self::Disk(_)
+            | Self::Output { .. }
+            | Self::HandOver { .. } => Exit::Failure,
         }
     }
 }

@@ -19,6 +19,8 @@ use super::overlay::{Overlay, OverlayError};
 
 /// Bytes of chunks that are kept.
 const KEPT_BYTES: usize = 4 << 20;
+/// Bytes that are read in sequence before any is brought ahead.
+const SEQUENCE_BYTES: u64 = 512 << 10;
 /// Bytes that are brought ahead of a guest that reads in sequence.
 const AHEAD_BYTES: u32 = 1 << 20;
 
@@ -64,8 +66,8 @@ pub struct Worker {
     reading: HashMap<usize, Reading>,
     /// For each chunk that is being brought, who waits for it.
     waiting: HashMap<u32, Vec<Piece>>,
-    /// Where the last read ended.
-    last_end: u64,
+    /// What was read in sequence last, in bytes of the disk.
+    sequence: Range<u64>,
     fetchers: Fetchers,
     done: Arc<Done>,
     counters: Arc<Counters>,
@@ -97,7 +99,7 @@ impl Worker {
             kept: Chunks::new(KEPT_BYTES),
             reading: HashMap::new(),
             waiting: HashMap::new(),
-            last_end: 0,
+            sequence: 0..0,
             fetchers,
             done,
             counters,
@@ -196,10 +198,14 @@ impl Worker {
             }
         }
         if from_image {
-            if self.last_end == offset && offset > 0 {
+            if self.sequence.end == offset {
+                self.sequence.end = end;
+            } else {
+                self.sequence = offset..end;
+            }
+            if self.sequence.end - self.sequence.start >= SEQUENCE_BYTES {
                 self.read_ahead(end);
             }
-            self.last_end = end;
         }
         if reading.missing == 0 {
             self.finish(reading);

@@ -44,6 +44,10 @@ pub enum Given {
     Report,
     /// The socket at which it is told things.
     Socket,
+    /// A stream to who serves the chunks of its image's disk ([`imgcache::lazy::served`]).
+    Chunks,
+    /// The file of its disk's overlay.
+    Overlay,
 }
 
 /// What a VM is told first.
