@@ -22,6 +22,7 @@ use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
 
 use crate::boot::ReadyError;
+use crate::disk::DiskError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
 use crate::loader::LoaderError;
@@ -77,7 +78,7 @@ impl StoreOptions {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Boot(boot::BootCommand),
+    Boot(Box<boot::BootCommand>),
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
     Net(net::NetCommand),
@@ -152,6 +153,9 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of the guest's disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Of loading an image into a guest.
     #[error(transparent)]
     Loader(#[from] LoaderError),
@@ -221,7 +225,7 @@ impl CliError {
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
             Self::Net(error) => net_exit(error),
-            Self::NoCache | Self::Rights(_) => Exit::Usage,
+            Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
@@ -229,7 +233,9 @@ impl CliError {
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } => Exit::Failure,
+            Self::Machine(_) | Self::Disk(_) | Self::Output { .. } | Self::HandOver { .. } => {
+                Exit::Failure
+            }
         }
     }
 }

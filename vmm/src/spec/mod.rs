@@ -4,6 +4,7 @@
 //! Each part that is more than a number has a file of its own here.
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
+pub mod disk;
 pub mod name;
 pub mod net;
 
@@ -13,6 +14,7 @@ use imgcache::image::name::ImageName;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::disk::DiskSpec;
 use self::net::NetSpec;
 use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
@@ -80,6 +82,12 @@ pub struct VmSpec {
     #[arg(long, value_name = "NETWORK", default_value_t)]
     #[serde(default)]
     pub net: NetSpec,
+    /// The image's disk, which the guest sees as /dev/vda: ro, overlay[,size=SIZE][,file=PATH] (what the
+    /// guest writes goes to a file of the VM's own: at most SIZE of it, and to PATH to be kept), or none.
+    /// By default ro, if the image has a disk.
+    #[arg(long, value_name = "HOW")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskSpec>,
 
     /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
     /// since it was last hashed and a checksum would do.
