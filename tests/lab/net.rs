@@ -148,7 +148,7 @@ fn guests_talk_to_each_other_and_to_the_host_and_reach_the_cache() {
         assert!(count(&report, "sent_large") > 0, "{report:#}");
         assert!(count(&report, "sent_bytes") > 16 << 20);
         assert!(count(&report, "sent_frames") < (16 << 20) / 1448, "{report:#}");
-        assert_eq!(count(&report, "sent_spoofed"), 0);
+        assert_eq!(count(&report, "sent_spoofed"), 0, "{report:#}");
         let report = server.end();
         assert!(count(&report, "received_large") > 0, "{report:#}");
         assert_eq!(report["network"]["locked"], true);
