@@ -57,7 +57,8 @@ impl VmName {
         let mut bytes = [0; 4];
         // Should there be no random numbers, fleets can still be told apart by being named.
         let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
-        let letter = |byte: &u8| char::from(b"abcdefghjkmnpqrstuvwxyz23456789ab"[usize::from(byte & 31)]);
+        let letter =
+            |byte: &u8| char::from(b"abcdefghjkmnpqrstuvwxyz23456789ab"[usize::from(byte & 31)]);
         Self(format!("fleet-{}", bytes.iter().map(letter).collect::<String>()))
     }
 
