@@ -8,6 +8,7 @@
 //! - [`notify`]: what programs tell the service manager;
 //! - [`transport`]: the one interface through which a client sees any store;
 //! - [`protocol`]: the memcached protocol, as bytes;
+//! - [`lazy`]: chunks that are brought one by one, when somebody needs them;
 //! - [`client`]: resolves a name and loads the chunks of an image, each verified;
 //! - [`index`]: the table in which a storage node lists what it holds, and how it is read from afar;
 //! - `node`: the storage node (feature `node`).
@@ -18,6 +19,7 @@ pub mod cluster;
 pub mod image;
 pub mod index;
 pub mod key;
+pub mod lazy;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod notify;

@@ -33,8 +33,6 @@ pub enum Exit {
     GuestReset,
     /// Ended by a signal, or at the console (as by SIGINT).
     Signal(u8),
-    /// As the process of a VM of a node agent.
-    AsVm(u8),
 }
 
 /// Codes and meanings for `--help` and the manual page.
@@ -63,6 +61,27 @@ impl Exit {
             (number.parse() == Ok(code)).then_some(meaning.trim_start())
         };
         TABLE.lines().find_map(line)
+    }
+
+    /// The end that this code stands for; nothing for one that is none of the table's.
+    pub fn of_code(code: u8) -> Option<Self> {
+        const ALL: [Exit; 13] = [
+            Exit::Success,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::ImageNotFound,
+            Exit::ImageDamaged,
+            Exit::HostNotAble,
+            Exit::BadInput,
+            Exit::DoesNotFit,
+            Exit::CacheUnavailable,
+            Exit::NodeUnavailable,
+            Exit::GuestPanicked,
+            Exit::GuestTripleFault,
+            Exit::GuestReset,
+        ];
+        let signal = || code.checked_sub(128).filter(|signal| *signal > 0).map(Self::Signal);
+        ALL.into_iter().find(|exit| exit.code() == code).or_else(signal)
     }
 
     /// The code for an error of the node agent, by its kind
@@ -96,7 +115,6 @@ impl Exit {
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
             Self::Signal(signal) => 128u8.saturating_add(signal),
-            Self::AsVm(code) => code,
         }
     }
 }

@@ -6,11 +6,13 @@ mod cache;
 mod check;
 mod console;
 mod events;
+mod fleet;
 mod generate;
 mod image;
 mod inspect;
 pub mod logging;
 mod logs;
+mod net;
 mod node;
 mod progress;
 mod ps;
@@ -34,12 +36,14 @@ use imgcache::transport::cluster::{ClusterError, TlsError};
 
 use crate::api::client::{AddressError, ClientError};
 use crate::boot::ReadyError;
+use crate::disk::DiskError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
 use crate::loader::LoaderError;
 use crate::machine::MachineError;
 use crate::machine::boot::BootError;
 use crate::machine::memory::MemoryError;
+use crate::net::NetError;
 use crate::node::error::NodeError;
 use crate::node::http::listen::ListenError;
 use crate::node::http::server::ServeError;
@@ -92,8 +96,9 @@ impl StoreOptions {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Boot(boot::BootCommand),
-    Node(node::NodeCommand),
+    Boot(Box<boot::BootCommand>),
+    Node(Box<node::NodeCommand>),
+    Fleet(Box<fleet::FleetCommand>),
     Ps(ps::PsCommand),
     Top(top::TopCommand),
     Inspect(inspect::InspectCommand),
@@ -106,6 +111,7 @@ enum Command {
     Rm(rm::RmCommand),
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
+    Net(net::NetCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
@@ -130,6 +136,7 @@ impl Cli {
         match &self.command {
             Command::Boot(command) => command.run(&self.store),
             Command::Node(command) => command.run(&self.store),
+            Command::Fleet(command) => command.run(),
             Command::Ps(command) => command.run(),
             Command::Top(command) => command.run(),
             Command::Inspect(command) => command.run(),
@@ -142,6 +149,7 @@ impl Cli {
             Command::Rm(command) => command.run(),
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
+            Command::Net(command) => command.run(),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -197,6 +205,9 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of the guest's disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Of loading an image into a guest.
     #[error(transparent)]
     Loader(#[from] LoaderError),
@@ -206,6 +217,9 @@ pub enum CliError {
     /// Of the machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Of the network.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Rights of a guest that do not go together.
     #[error("{0}")]
     Rights(String),
@@ -312,7 +326,8 @@ impl CliError {
             Self::Cache(error) => cache_exit(error),
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
-            Self::NoCache | Self::Rights(_) => Exit::Usage,
+            Self::Net(error) => net_exit(error),
+            Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
@@ -326,6 +341,7 @@ impl CliError {
             Self::Serve(ServeError::Listen(ListenError::Group(_))) => Exit::Usage,
             Self::Some { exit, .. } => *exit,
             Self::Machine(_)
+            | Self::Disk(_)
             | Self::Output { .. }
             | Self::HandOver { .. }
             | Self::Serve(_)
@@ -350,6 +366,22 @@ fn find_store(options: &StoreOptions) -> Result<Option<Store>, CliError> {
         Ok(store) => Ok(Some(store)),
         Err(StoreError::NoFolder(_)) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+fn net_exit(error: &NetError) -> Exit {
+    match error {
+        NetError::Spec(_)
+        | NetError::NoTap { .. }
+        | NetError::Mtu { .. }
+        | NetError::Elsewhere { .. }
+        | NetError::OtherSubnet { .. } => Exit::Usage,
+        NetError::Kernel { .. }
+        | NetError::System { .. }
+        | NetError::NoBridge(_)
+        | NetError::NotABridge(_)
+        | NetError::Overlaps { .. } => Exit::HostNotAble,
+        _ => Exit::Failure,
     }
 }
 

@@ -42,11 +42,54 @@ pub struct VmName(String);
 #[schema(value_type = String, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", example = "acme")]
 pub struct TenantName(String);
 
+impl VmName {
+    /// This name with a number behind it, shortened if it has to be.
+    #[must_use]
+    pub fn numbered(&self, number: u32) -> Self {
+        let end = format!("-{number}");
+        let kept = self.0.len().min(MAX_LENGTH - end.len());
+        // All of it is ASCII, and the first letter stays.
+        Self(format!("{}{end}", &self.0[..kept]))
+    }
+
+    /// A name for a fleet that was given none: no two are likely to be the same.
+    pub fn of_a_fleet() -> Self {
+        let mut bytes = [0; 4];
+        // Should there be no random numbers, fleets can still be told apart by being named.
+        let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+        let letter =
+            |byte: &u8| char::from(b"abcdefghjkmnpqrstuvwxyz23456789ab"[usize::from(byte & 31)]);
+        Self(format!("fleet-{}", bytes.iter().map(letter).collect::<String>()))
+    }
+
+    /// As people order names: those that differ in a number at the end by that number.
+    pub fn cmp_natural(&self, other: &Self) -> std::cmp::Ordering {
+        fn key(name: &VmName) -> (&str, Option<u64>, &str) {
+            let stem = name.0.trim_end_matches(|c: char| c.is_ascii_digit());
+            (stem, name.0[stem.len()..].parse().ok(), &name.0)
+        }
+        key(self).cmp(&key(other))
+    }
+}
+
 impl Default for TenantName {
     fn default() -> Self {
         Self("default".into())
     }
 }
+
+/// What the API's document says of names of images.
+#[derive(Debug, ToSchema)]
+#[schema(
+    as = ImageName,
+    value_type = String,
+    min_length = 1,
+    max_length = 128,
+    // Neither '..' nor '//' is in one.
+    pattern = r"^[A-Za-z0-9]((\.(/\.)*/?|/(\./)*\.?)?[A-Za-z0-9_:@+-])*(\.(/\.)*/?|/(\./)*\.?)?$",
+    example = "debian:12"
+)]
+pub struct ImageNameSchema(#[expect(dead_code, reason = "it describes")] String);
 
 macro_rules! name {
     ($name:ident, $what:literal) => {

@@ -7,10 +7,12 @@ mod table;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use clap::Args;
 use imgcache::client::{Image, ImageClient};
+use imgcache::lazy::ImageSource;
 
 use self::guest::{Around, GuestOptions};
 use self::remote::{Boot, RemoteOptions};
@@ -22,10 +24,12 @@ use crate::boot::console_file::ConsoleFile;
 use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
 use crate::control::{self, Control};
+use crate::disk::{self, Counters, Disk};
 use crate::exit::{self, Exit};
 use crate::host;
 use crate::loader::handed::Handed;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
+use crate::net;
 use crate::size;
 use crate::spec::VmSpec;
 
@@ -85,7 +89,7 @@ pub struct BootCommand {
 struct Closing(Option<JoinHandle<()>>);
 
 impl Closing {
-    fn begin(image: Image) -> Self {
+    fn begin(image: Arc<Image>) -> Self {
         // Without a thread it is closed at once.
         Self(thread::Builder::new().name("close".into()).spawn(move || drop(image)).ok())
     }
@@ -113,21 +117,38 @@ impl BootCommand {
         }
         let kvm = host::kvm::open()?;
         self.guest.check()?;
-        let image = self.client(store)?.open(&self.vm.image)?;
+        let image = Arc::new(self.client(store)?.open(&self.vm.image)?);
         // Before memory is made for a kernel that cannot be entered so.
         boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
 
-        let virtio = machine::virtio_devices(Vec::new());
+        // The interface goes with this process, also if it is killed.
+        let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+        let network = attachment.as_ref().map(|attachment| attachment.network().clone());
+        let mut vm = self.vm.clone();
+        let (mut devices, mut net_counters) = (Vec::new(), None);
+        if let Some(attachment) = attachment {
+            vm.cmdline_append =
+                attachment.network().command_line_with(vm.cmdline_append.as_deref());
+            let (device, counted) = attachment.into_device()?;
+            devices.push(device);
+            net_counters = Some(counted);
+            watch.phase("network");
+        }
+        let disk = self.disk(&image)?;
+        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
+        devices.extend(disk.map(|disk| disk.device));
+        let virtio = machine::virtio_devices(devices);
         let loaded = {
-            let progress = Progress::new("loading", image.manifest().data_bytes());
+            let progress = Progress::new("loading", image.manifest().loaded_bytes());
             let add = |bytes| progress.add(bytes);
-            boot::load(&kvm, &image, &self.vm, &virtio, Some(&add), &mut watch)?
+            boot::load(&kvm, &image, &vm, &virtio, Some(&add), &mut watch)?
         };
         let (control, end) = self.control(&image, store)?;
         let around = machine::Around { console: self.console()?, control: end, virtio };
         let (machine, mut report) =
-            loaded.assemble(&image, &self.vm, around, self.wants_report(), watch)?;
+            loaded.assemble(&image, &vm, around, self.wants_report(), watch)?;
+        report.network = network;
         // What an image from a cache still has to do, it does while the guest starts.
         let _closing = Closing::begin(image);
         if self.ready_only {
@@ -147,7 +168,17 @@ impl BootCommand {
         }
         let run_ms = milliseconds(ran);
         let control = counters.into();
-        let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
+        let guest = GuestReport {
+            outcome,
+            run_ms,
+            kvm,
+            settled,
+            disk: disk_counters.as_deref().map(Counters::report),
+            said,
+            control,
+            network: net_counters.map(|counters| counters.read()),
+            overhead_bytes,
+        };
         report.guest = Some(guest);
         match self.publish(&report) {
             // How the guest ended matters more than who was told.
@@ -167,6 +198,14 @@ impl BootCommand {
         let handed =
             handed.map_err(|source| CliError::HandOver { socket: socket.clone(), source })?;
         Ok(ImageClient::new(Box::new(handed)))
+    }
+
+    /// The image's disk, if the guest is to have it.
+    fn disk(&self, image: &Arc<Image>) -> Result<Option<Disk>, CliError> {
+        let spec = disk::wanted(self.vm.disk.as_ref(), image.manifest())?;
+        let source = ImageSource::new(Arc::clone(image), self.vm.verify());
+        let overlay = disk::open_overlay(&spec)?;
+        Ok(disk::device(&spec, &image.id(), Arc::new(source), overlay)?)
     }
 
     /// Starts what is behind the control device.
