@@ -142,7 +142,8 @@ fn slow_clients_are_cut_off_and_meanwhile_nobody_waits_for_them() {
         }
     }
     let metrics = agent.get("/metrics").body;
-    assert!(metrics.contains("vmm_node_cut_connections_total 50\n"), "{metrics}");
+    let cut = metrics.lines().find_map(|line| line.strip_prefix("vmm_node_cut_connections_total "));
+    assert!(cut.is_some_and(|cut| cut.parse::<u32>().unwrap() >= 50), "{metrics}");
 }
 
 fn allow_many_files() {

@@ -32,7 +32,8 @@ cleanup() {
     if [[ -n $node ]]; then
         # VMs outlive their agent: they go first.
         "$program" ps --json 2>/dev/null | grep -o '"pid":[0-9]*' | cut -d: -f2 | xargs -r kill -9 || true
-        kill "$node" 2>/dev/null && wait "$node" || true
+        kill "$node" 2>/dev/null || true
+        wait "$node" || true
     fi
     rm -rf "$work"
 }

@@ -20,6 +20,12 @@ fn metrics_logs_and_traces_tell_of_each_vm_and_its_image() {
     let agent = Agent::start(&["--log-format", "json", "--trace", trace.to_str().unwrap()]);
     agent.hold("web");
     agent.hold("db");
+    // It is noted as it is told, which may be later than it is so.
+    let begun = Instant::now();
+    while agent.logged().matches("VM is ready").count() < 2 {
+        assert!(begun.elapsed() < HANG, "{}", agent.logged());
+        sleep(Duration::from_millis(10));
+    }
     let metrics = agent.get("/metrics");
     assert!(metrics.head.contains("openmetrics"), "{metrics:?}");
     for line in [

@@ -88,7 +88,7 @@ impl Exit {
     /// ([`ErrorBody`](crate::api::ErrorBody)).
     pub fn of_kind(kind: &str) -> Self {
         match kind {
-            "bad_request" => Self::Usage,
+            "bad_request" | "invalid" => Self::Usage,
             "image_not_found" => Self::ImageNotFound,
             "image_damaged" => Self::ImageDamaged,
             "image_does_not_fit" => Self::DoesNotFit,

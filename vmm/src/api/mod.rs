@@ -347,7 +347,7 @@ pub enum Event {
 /// Why a request was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// Its kind, for machines: `not_found`, `exists`, `bad_request`, `state`, `capacity`,
+    /// Its kind, for machines: `not_found`, `exists`, `bad_request`, `invalid`, `state`, `capacity`,
     /// `draining`, `image_not_found`, `image_damaged`, `image_does_not_fit`, `cache_unavailable`,
     /// `method`, `media_type`, `too_large`, `slow`, `host`, `internal`.
     pub kind: String,

@@ -23,7 +23,7 @@ use crate::machine::memory::{BackingChoice, MemoryError};
 use crate::size;
 use crate::spec::name::ImageNameSchema;
 
-/// The longest text behind a kernel command line, in bytes; kernels take less.
+/// The longest text behind a kernel command line, in characters; kernels take less.
 const MAX_APPEND: usize = 65535;
 
 /// RAM of a VM, unless said otherwise, in bytes.
@@ -79,7 +79,7 @@ pub struct VmSpec {
     /// Text to put behind the image's kernel command line.
     #[arg(long, value_name = "TEXT")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(max_length = 65535, pattern = "^[ -~]*$")]
+    #[schema(max_length = 65535)]
     pub cmdline_append: Option<String>,
 
     /// Its network: none; nat (a bridge of this host's own, behind its address); bridge=NAME; or fd=N, an
@@ -126,8 +126,8 @@ impl VmSpec {
         if !size.contains(&self.memory) || !self.memory.is_multiple_of(HUGE_PAGE) {
             return Err(format!("'spec.memory': {}", MemoryError::Size(self.memory)));
         }
-        if self.cmdline_append.as_ref().is_some_and(|text| text.len() > MAX_APPEND) {
-            return Err(format!("'spec.cmdline_append': at most {MAX_APPEND} bytes"));
+        if self.cmdline_append.as_ref().is_some_and(|text| text.chars().count() > MAX_APPEND) {
+            return Err(format!("'spec.cmdline_append': at most {MAX_APPEND} characters"));
         }
         Ok(())
     }
