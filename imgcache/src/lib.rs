@@ -17,10 +17,10 @@ pub mod cluster;
 pub mod image;
 pub mod index;
 pub mod key;
+pub mod lazy;
 #[cfg(feature = "node")]
 pub mod node;
 mod parallel;
-pub mod lazy;
 pub mod protocol;
 pub mod record;
 pub mod store;

@@ -6,4 +6,6 @@ mod driver;
 #[cfg(test)]
 mod malicious;
 #[cfg(test)]
+mod virtio_blk;
+#[cfg(test)]
 mod virtio_rng;

@@ -271,7 +271,8 @@ mod tests {
     fn what_is_no_chunk_of_the_disk_is_not_served() {
         let (_folder, _, source) = pushed();
         let first = source.manifest().disk().unwrap().1.first_chunk;
-        let request = |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
+        let request =
+            |words: &[u32]| words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>();
         for (bytes, error) in [
             (request(&[0]), "asks for 0 chunks"),
             (request(&[17]), "asks for 17 chunks"),

@@ -225,10 +225,9 @@ impl CliError {
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_)
-            | Self::Disk(_)
-            | Self::Output { .. }
-            | Self::HandOver { .. } => Exit::Failure,
+            Self::Machine(_) | Self::Disk(_) | Self::Output { .. } | Self::HandOver { .. } => {
+                Exit::Failure
+            }
         }
     }
 }

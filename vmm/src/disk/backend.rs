@@ -79,8 +79,7 @@ impl LazyDisk {
         overlay: Option<Overlay>,
         counters: Arc<Counters>,
     ) -> io::Result<Self> {
-        let chunks =
-            segment.first_chunk..segment.first_chunk.saturating_add(segment.chunk_count);
+        let chunks = segment.first_chunk..segment.first_chunk.saturating_add(segment.chunk_count);
         let sectors = segment.data_length / SECTOR;
         let (writable, done) = (overlay.is_some(), Arc::new(Done::new()?));
         let (sender, messages) = channel();
@@ -90,11 +89,9 @@ impl LazyDisk {
             let _ = brought.send(Message::Brought(index, result));
         };
         let fetchers = Fetchers::start(&source, Box::new(brought))?;
+        let worker = Worker::new(source, chunks, overlay, fetchers, Arc::clone(&done), counters);
         let worker =
-            Worker::new(source, chunks, overlay, fetchers, Arc::clone(&done), counters);
-        let worker = std::thread::Builder::new()
-            .name("disk".into())
-            .spawn(move || worker.run(&messages))?;
+            std::thread::Builder::new().name("disk".into()).spawn(move || worker.run(&messages))?;
         let mut id = [0; 20];
         for (place, letter) in id.iter_mut().zip(manifest.to_string().bytes()) {
             *place = letter;

@@ -101,7 +101,11 @@ impl Fetchers {
     /// Has a chunk brought; `waited_for` says whether somebody waits for it already.
     pub fn bring(&self, chunk: ChunkSpan, waited_for: bool) {
         let mut queue = self.0.lock();
-        if waited_for { queue.wanted.push_back(chunk) } else { queue.ahead.push_back(chunk) }
+        if waited_for {
+            queue.wanted.push_back(chunk)
+        } else {
+            queue.ahead.push_back(chunk)
+        }
         drop(queue);
         self.0.changed.notify_one();
     }

@@ -201,7 +201,8 @@ mod tests {
     const SECTORS: u64 = 3 * REGION_SECTORS + 77;
 
     fn range() -> impl Strategy<Value = Range<u64>> {
-        let near = prop_oneof![0..SECTORS, (0..4_u64).prop_map(|n| (n * REGION_SECTORS).max(3) - 3)];
+        let near =
+            prop_oneof![0..SECTORS, (0..4_u64).prop_map(|n| (n * REGION_SECTORS).max(3) - 3)];
         (near, prop_oneof![1..9_u64, 1..200_u64, 1..9000_u64])
             .prop_map(|(start, length)| start..(start + length).min(SECTORS))
     }

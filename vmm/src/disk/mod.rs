@@ -32,8 +32,8 @@ use imgcache::key::ManifestId;
 use imgcache::lazy::ChunkSource;
 use rustix::fs::{Mode, OFlags};
 
-pub use self::counters::{Counters, DiskReport};
 use self::backend::LazyDisk;
+pub use self::counters::{Counters, DiskReport};
 use self::overlay::{Overlay, OverlayError};
 use crate::spec::disk::DiskSpec;
 
@@ -87,7 +87,8 @@ pub fn open_overlay(spec: &DiskSpec) -> Result<Option<File>, DiskError> {
         options.read(true).write(true).create(true).truncate(false);
         return Ok(Some(options.open(path).map_err(|error| failed(path, error))?));
     }
-    let folder = std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
+    let folder =
+        std::env::var_os("TMPDIR").map_or_else(|| PathBuf::from("/var/tmp"), PathBuf::from);
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
     let file = rustix::fs::open(&folder, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|error| failed(&folder, error.into()))?;
@@ -123,9 +124,7 @@ pub fn device(
         (DiskSpec::Overlay { file: Some(_), size }, Some(file)) => {
             Some(Overlay::kept(file, id, length, *size)?)
         }
-        (DiskSpec::Overlay { size, .. }, Some(file)) => {
-            Some(Overlay::scratch(file, length, *size))
-        }
+        (DiskSpec::Overlay { size, .. }, Some(file)) => Some(Overlay::scratch(file, length, *size)),
         _ => None,
     };
     let counters = Arc::new(Counters::default());

@@ -35,7 +35,9 @@ pub enum OverlayError {
     #[error("the file is no overlay: name one that is not there yet, or is empty")]
     NoOverlay,
     /// The overlay of another image, or of this one before it was pushed again.
-    #[error("the overlay belongs to image {0}: what was written to one disk makes no sense on another")]
+    #[error(
+        "the overlay belongs to image {0}: what was written to one disk makes no sense on another"
+    )]
     OtherImage(ManifestId),
     /// More than it may take.
     #[error("the overlay is full: it may take {limit} bytes (size=)")]

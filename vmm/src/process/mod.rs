@@ -176,8 +176,7 @@ impl Vm {
 
         let spec = &start.spec;
         let counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
-        let virtio =
-            machine::virtio_devices(disk.map(|disk| disk.device).into_iter().collect());
+        let virtio = machine::virtio_devices(disk.map(|disk| disk.device).into_iter().collect());
         let loaded = boot::load(&kvm, &image, spec, &virtio, None, &mut watch)?;
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
@@ -219,10 +218,7 @@ fn kvm(file: OwnedFd) -> Kvm {
 }
 
 /// The image, as the agent's pool has it.
-fn pooled(
-    start: &Start,
-    files: &mut Files,
-) -> Result<(Arc<Manifest>, Prepared), ProcessError> {
+fn pooled(start: &Start, files: &mut Files) -> Result<(Arc<Manifest>, Prepared), ProcessError> {
     let id: ManifestId =
         start.manifest.parse().map_err(|_| ProcessError::Id(start.manifest.clone()))?;
     let mut bytes = Vec::new();

@@ -134,7 +134,8 @@ mod tests {
             let error = text.parse::<DiskSpec>().unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
         }
-        for json in [r#"{"mode":"ro","size":1}"#, r#"{"mode":"x"}"#, r#"{"mode":"overlay","a":1}"#] {
+        for json in [r#"{"mode":"ro","size":1}"#, r#"{"mode":"x"}"#, r#"{"mode":"overlay","a":1}"#]
+        {
             serde_json::from_str::<DiskSpec>(json).unwrap_err();
         }
     }

@@ -255,11 +255,8 @@ impl VirtioDevice for Block {
 fn finish(answer: &Pieces, memory: &GuestMemoryMmap, status: u32, data: &[u8]) -> u32 {
     let Some(room) = answer.length().checked_sub(1) else { return 0 };
     let data = data.get(..room).unwrap_or(data);
-    let (status, written) = if answer.write(memory, 0, data) {
-        (status, data.len())
-    } else {
-        (VIRTIO_BLK_S_IOERR, 0)
-    };
+    let (status, written) =
+        if answer.write(memory, 0, data) { (status, data.len()) } else { (VIRTIO_BLK_S_IOERR, 0) };
     let status = u8::try_from(status).unwrap_or(u8::MAX);
     if !answer.write(memory, room, &[status]) {
         return 0;

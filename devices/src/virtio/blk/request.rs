@@ -148,13 +148,12 @@ fn wanted(
     let operation = match kind {
         VIRTIO_BLK_T_IN => within(sector, room as u64, MAX_REQUEST_BYTES as u64)
             .map(|offset| Operation::Read { offset, length: room }),
-        VIRTIO_BLK_T_OUT if writable => {
-            within(sector, sent as u64, MAX_REQUEST_BYTES as u64).and_then(|offset| {
+        VIRTIO_BLK_T_OUT if writable => within(sector, sent as u64, MAX_REQUEST_BYTES as u64)
+            .and_then(|offset| {
                 let mut data = vec![0; sent];
                 let read = question.read(memory, HEADER_BYTES, &mut data);
                 read.then_some(Operation::Write { offset, data })
-            })
-        }
+            }),
         VIRTIO_BLK_T_OUT => None,
         VIRTIO_BLK_T_FLUSH => Some(Operation::Flush),
         VIRTIO_BLK_T_GET_ID => return Wanted::Id,
@@ -171,8 +170,7 @@ fn wanted(
             }
             let sector = u64::from(low) | u64::from(high) << 32;
             let length = u64::from(count) * SECTOR;
-            within(sector, length, MAX_ZERO_BYTES)
-                .map(|offset| Operation::Zero { offset, length })
+            within(sector, length, MAX_ZERO_BYTES).map(|offset| Operation::Zero { offset, length })
         }
         _ => return Wanted::Unsupported,
     };

@@ -113,8 +113,7 @@ impl BootCommand {
 
         let disk = self.disk(&image)?;
         let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
-        let virtio =
-            machine::virtio_devices(disk.map(|disk| disk.device).into_iter().collect());
+        let virtio = machine::virtio_devices(disk.map(|disk| disk.device).into_iter().collect());
         let loaded = {
             let progress = Progress::new("loading", image.manifest().loaded_bytes());
             let add = |bytes| progress.add(bytes);
