@@ -8,6 +8,7 @@
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
 //! - [`fleet`]: many VMs at once;
 //! - [`host`]: what this host can do;
+//! - [`net`]: connects VMs to networks;
 //! - [`exit`]: the exit codes;
 //! - [`node`]: the node agent;
 //! - [`process`]: the process of a VM that the node agent has started;
@@ -24,6 +25,7 @@ pub mod fleet;
 pub mod host;
 pub mod loader;
 pub mod machine;
+pub mod net;
 pub mod node;
 pub mod process;
 pub mod size;

@@ -9,6 +9,7 @@ mod status;
 
 pub mod blk;
 pub mod mmio;
+pub mod net;
 pub mod rng;
 
 use std::io;

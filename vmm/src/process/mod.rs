@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use control_abi::register::feature;
 use devices::control::Identity;
+use devices::virtio::net::counters::Counters as NetCounters;
 use imgcache::client::{ImageClient, LoadError};
 use imgcache::image::manifest::{Manifest, ManifestError};
 use imgcache::key::ManifestId;
@@ -30,10 +31,11 @@ use crate::boot::{self, ReadyError};
 use crate::cli::CliError;
 use crate::control::images::Images;
 use crate::control::{BOOT_RATE, Control, Setup, TENANT_RATE};
-use crate::disk::{self, Counters, Disk, DiskError};
+use crate::disk::{self, Counters as DiskCounters, Disk, DiskError};
 use crate::exit::Exit;
 use crate::machine::attach::Socket;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
+use crate::net::{Attachment, NetError};
 use crate::spec::disk::DiskSpec;
 
 /// The argument with which the agent starts this program as the process of a VM.
@@ -74,6 +76,9 @@ pub enum ProcessError {
     /// The machine could not be made.
     #[error(transparent)]
     Ready(#[from] ReadyError),
+    /// The network device.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The machine could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -94,6 +99,7 @@ impl ProcessError {
             Self::Manifest(_) => Exit::ImageDamaged,
             Self::Image(error) => CliError::from(error).exit(),
             Self::Ready(error) => CliError::from(error).exit(),
+            Self::Net(error) => CliError::from(error).exit(),
             Self::Machine(error) => CliError::from(error).exit(),
         };
         (exit, message)
@@ -151,9 +157,12 @@ fn run(link: &Link, watch: Stopwatch) -> Result<Exit, ProcessError> {
 struct Vm {
     machine: machine::Machine,
     control: Control,
+    /// What its network device counts.
+    network: Option<Arc<NetCounters>>,
     report: Report,
     report_file: File,
-    disk: Option<Arc<Counters>>,
+    /// What its disk counts.
+    disk: Option<Arc<DiskCounters>>,
     /// Held for as long as the VM lives.
     _lock: OwnedFd,
 }
@@ -175,15 +184,25 @@ impl Vm {
         watch.phase("given");
 
         let spec = &start.spec;
-        let counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
-        let virtio = machine::virtio_devices(disk.map(|disk| disk.device).into_iter().collect());
+        let (mut devices, mut network) = (Vec::new(), None);
+        if let Some(described) = start.network.clone() {
+            let attachment = Attachment::from_parts(files.take(Given::Tap)?, described);
+            let (device, counted) = attachment.into_device()?;
+            devices.push(device);
+            network = Some(counted);
+        }
+        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
+        devices.extend(disk.map(|disk| disk.device));
+        let virtio = machine::virtio_devices(devices);
         let loaded = boot::load(&kvm, &image, spec, &virtio, None, &mut watch)?;
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let console = Console { output: Box::new(output), keyboard: Keyboard::Socket(socket) };
         let around = machine::Around { console, control: end, virtio };
-        let (machine, report) = loaded.assemble(&image, spec, around, false, watch)?;
-        Ok(Self { machine, control, report, report_file, disk: counters, _lock: lock })
+        let (machine, mut report) = loaded.assemble(&image, spec, around, false, watch)?;
+        report.network.clone_from(&start.network);
+        let disk = disk_counters;
+        Ok(Self { machine, control, network, report, report_file, disk, _lock: lock })
     }
 
     fn told(&self) -> Result<Told, ProcessError> {
@@ -194,15 +213,23 @@ impl Vm {
     }
 
     fn run(self, hold: bool) -> Result<Exit, ProcessError> {
-        let Self { machine, control, mut report, mut report_file, disk, _lock } = self;
+        let Self { machine, control, network, mut report, mut report_file, disk, _lock } = self;
         let lived = machine.run(hold);
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
         let Life { outcome, ran, kvm, settled, control, overhead_bytes } = lived?;
         let (exit, run_ms, control) = (Exit::from(&outcome), milliseconds(ran), control.into());
-        let disk = disk.as_deref().map(Counters::report);
-        let guest =
-            GuestReport { outcome, run_ms, kvm, settled, disk, said, control, overhead_bytes };
+        let guest = GuestReport {
+            outcome,
+            run_ms,
+            kvm,
+            settled,
+            disk: disk.as_deref().map(DiskCounters::report),
+            said,
+            control,
+            network: network.map(|counters| counters.read()),
+            overhead_bytes,
+        };
         report.guest = Some(guest);
         let text = serde_json::to_vec(&report).map_err(std::io::Error::from);
         text.and_then(|text| report_file.write_all(&text))

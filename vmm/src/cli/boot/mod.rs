@@ -27,6 +27,7 @@ use crate::exit::{self, Exit};
 use crate::host;
 use crate::loader::handed::Handed;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
+use crate::net;
 use crate::size;
 use crate::spec::VmSpec;
 
@@ -111,18 +112,33 @@ impl BootCommand {
         boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
 
+        // The interface goes with this process, also if it is killed.
+        let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+        let network = attachment.as_ref().map(|attachment| attachment.network().clone());
+        let mut vm = self.vm.clone();
+        let (mut devices, mut net_counters) = (Vec::new(), None);
+        if let Some(attachment) = attachment {
+            vm.cmdline_append =
+                attachment.network().command_line_with(vm.cmdline_append.as_deref());
+            let (device, counted) = attachment.into_device()?;
+            devices.push(device);
+            net_counters = Some(counted);
+            watch.phase("network");
+        }
         let disk = self.disk(&image)?;
         let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
-        let virtio = machine::virtio_devices(disk.map(|disk| disk.device).into_iter().collect());
+        devices.extend(disk.map(|disk| disk.device));
+        let virtio = machine::virtio_devices(devices);
         let loaded = {
             let progress = Progress::new("loading", image.manifest().loaded_bytes());
             let add = |bytes| progress.add(bytes);
-            boot::load(&kvm, &image, &self.vm, &virtio, Some(&add), &mut watch)?
+            boot::load(&kvm, &image, &vm, &virtio, Some(&add), &mut watch)?
         };
         let (control, end) = self.control(&image, store)?;
         let around = machine::Around { console: self.console()?, control: end, virtio };
         let (machine, mut report) =
-            loaded.assemble(&image, &self.vm, around, self.wants_report(), watch)?;
+            loaded.assemble(&image, &vm, around, self.wants_report(), watch)?;
+        report.network = network;
         // What an image from a cache still has to do, it does while the guest starts.
         let _closing = Closing::begin(image);
         if self.ready_only {
@@ -150,6 +166,7 @@ impl BootCommand {
             disk: disk_counters.as_deref().map(Counters::report),
             said,
             control,
+            network: net_counters.map(|counters| counters.read()),
             overhead_bytes,
         };
         report.guest = Some(guest);
