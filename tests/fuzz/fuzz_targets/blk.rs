@@ -4,6 +4,7 @@
 #![no_main]
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex};
 
 use devices::bus::BusDevice;
@@ -27,7 +28,7 @@ const USED: u64 = 0x3000;
 struct Backend {
     desk: Arc<Mutex<(Vec<Request>, Vec<Completion>)>>,
     writable: bool,
-    event: EventFd,
+    event: UnixStream,
 }
 
 impl BlockBackend for Backend {
@@ -109,7 +110,8 @@ fuzz_target!(|input: &[u8]| {
     let writable = first & 1 != 0;
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
     let desk = Arc::<Mutex<(Vec<Request>, Vec<Completion>)>>::default();
-    let event = EventFd::new(EFD_NONBLOCK).unwrap();
+    // Never waited for.
+    let event = UnixStream::pair().unwrap().0;
     let block = Block::new(Box::new(Backend { desk: desk.clone(), writable, event }));
     let line = InterruptLine::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let mut transport = MmioTransport::new(block, memory.clone(), line).unwrap();

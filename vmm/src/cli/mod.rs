@@ -4,6 +4,7 @@
 mod boot;
 mod cache;
 mod check;
+pub mod chunk_server;
 mod generate;
 mod image;
 pub mod logging;
@@ -17,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 use imgcache::client::LoadError;
 use imgcache::image::manifest::ManifestError;
 use imgcache::image::name::ImageName;
+use imgcache::lazy::served::ServeError;
 use imgcache::store::{Store, StoreError};
 use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
@@ -82,6 +84,8 @@ enum Command {
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
     Net(net::NetCommand),
+    #[command(hide = true)]
+    ChunkServer(chunk_server::ChunkServerCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
@@ -98,6 +102,7 @@ impl Cli {
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
             Command::Net(command) => command.run(),
+            Command::ChunkServer(command) => command.run(&self.store),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -153,6 +158,9 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of serving the chunks of a disk.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
     /// Of the guest's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -233,9 +241,11 @@ impl CliError {
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_) | Self::Disk(_) | Self::Output { .. } | Self::HandOver { .. } => {
-                Exit::Failure
-            }
+            Self::Machine(_)
+            | Self::Disk(_)
+            | Self::Serve(_)
+            | Self::Output { .. }
+            | Self::HandOver { .. } => Exit::Failure,
         }
     }
 }
