@@ -37,7 +37,7 @@ pub fn push_options(
     programs: &[PathBuf],
     options: &[&str],
 ) {
-    let initrd = ramdisk(bench, name, script, programs);
+    let initrd = ramdisk(bench, name, script, programs, "initrd-small.cpio.gz");
     let (kernel, agent) = (guest_file("vmlinuz"), format!("--with-agent={}", agent().display()));
     let (kernel, initrd) = (kernel.to_str().unwrap(), initrd.to_str().unwrap());
     let mut arguments = vec!["image", "push", name, "--kernel", kernel, "--initrd", initrd, &agent];
@@ -45,7 +45,17 @@ pub fn push_options(
     bench.expect(0, &arguments);
 }
 
-fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf]) -> PathBuf {
+/// Pushes the test guest with the modules for disks, with `script` and with `disk`, but without the agent.
+pub fn push_disk(bench: &Bench, name: &str, script: &str, disk: &Path) {
+    let initrd = ramdisk(bench, name, script, &[], "initrd-disk.cpio.gz");
+    let kernel = guest_file("vmlinuz");
+    let files = [&kernel, &initrd, &disk.to_owned()].map(|path| path.to_str().unwrap().to_owned());
+    let [kernel, initrd, disk] = &files;
+    let arguments = ["image", "push", name, "--kernel", kernel, "--initrd", initrd, "--disk", disk];
+    bench.expect(0, &arguments);
+}
+
+fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf], base: &str) -> PathBuf {
     let tree = bench.path().join(format!("{name}.tree"));
     fs::create_dir_all(tree.join("usr/bin")).unwrap();
     let path = "export PATH=/sbin:/usr/bin:/bin\n";
@@ -62,7 +72,7 @@ fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf]) -> Pat
     }
     let initrd = bench.path().join(format!("{name}.initrd"));
     let mut file = File::create(&initrd).unwrap();
-    file.write_all(&fs::read(guest_file("initrd-small.cpio.gz")).unwrap()).unwrap();
+    file.write_all(&fs::read(guest_file(base)).unwrap()).unwrap();
     file.write_all(&archive(&tree)).unwrap();
     initrd
 }

@@ -9,6 +9,7 @@ mod cluster;
 mod console;
 mod control;
 mod cost;
+mod disk;
 mod ends;
 mod matrix;
 mod net;
