@@ -89,8 +89,9 @@ pub struct VmSpec {
     /// allow-out= (ports that may be reached of the VM, and by it, such as tcp:22+udp:53, or none),
     /// isolated (from others that are), subnet= (of nat).
     #[arg(long, value_name = "NETWORK", default_value_t)]
-    #[serde(default)]
+    #[serde(default, deserialize_with = "net::checked")]
     pub net: NetSpec,
+
     /// The image's disk, which the guest sees as /dev/vda: ro, overlay[,size=SIZE][,file=PATH] (what the
     /// guest writes goes to a file of the VM's own: at most SIZE of it, and to PATH to be kept), or none.
     /// By default ro, if the image has a disk.
