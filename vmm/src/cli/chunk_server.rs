@@ -54,7 +54,7 @@ pub fn default_words() -> Vec<OsString> {
 }
 
 impl ChunkServerCommand {
-    pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+    pub(super) fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let transport = cache::image_transport(&self.cache, &self.load, store)?;
         let image = ImageClient::new(transport).open_exactly(&self.image, self.manifest)?;
         // Who is served hashes everything in full.
