@@ -4,6 +4,8 @@
 //! - [`store`]: the embedded store on local disk;
 //! - [`record`]: how images are kept as memcached items;
 //! - [`cluster`]: which nodes make up a distributed cache, and which of them hold what;
+//! - [`tls`]: TLS of servers;
+//! - [`notify`]: what programs tell the service manager;
 //! - [`transport`]: the one interface through which a client sees any store;
 //! - [`protocol`]: the memcached protocol, as bytes;
 //! - [`lazy`]: chunks that are brought one by one, when somebody needs them;
@@ -20,10 +22,12 @@ pub mod key;
 pub mod lazy;
 #[cfg(feature = "node")]
 pub mod node;
+pub mod notify;
 mod parallel;
 pub mod protocol;
 pub mod record;
 pub mod store;
+pub mod tls;
 pub mod transport;
 
 #[cfg(test)]

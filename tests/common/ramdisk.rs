@@ -64,12 +64,26 @@ fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf], base: 
         let copy = tree.join("usr/bin").join(program.file_name().unwrap());
         fs::copy(program, &copy).unwrap();
         fs::set_permissions(copy, fs::Permissions::from_mode(0o755)).unwrap();
+        for library in libraries(program) {
+            let copy = tree.join(library.strip_prefix("/").unwrap());
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::copy(library, copy).unwrap();
+        }
     }
     let initrd = bench.path().join(format!("{name}.initrd"));
     let mut file = File::create(&initrd).unwrap();
     file.write_all(&fs::read(guest_file(base)).unwrap()).unwrap();
     file.write_all(&archive(&tree)).unwrap();
     initrd
+}
+
+/// The libraries that a program needs, with their loader; none if it is linked statically.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let output = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let word =
+        |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    text.lines().filter_map(word).collect()
 }
 
 /// A cpio archive of a folder's content.

@@ -12,6 +12,7 @@ mod cost;
 mod disk;
 mod ends;
 mod matrix;
+mod net;
 mod node;
 mod payload;
 mod settle;

@@ -1,6 +1,7 @@
 //! `vmm boot`: from a name to a running guest.
 
 mod guest;
+mod remote;
 mod table;
 
 use std::fs::File;
@@ -14,6 +15,7 @@ use imgcache::client::{Image, ImageClient};
 use imgcache::lazy::ImageSource;
 
 use self::guest::{Around, GuestOptions};
+use self::remote::{Boot, RemoteOptions};
 use super::cache::{self, CacheOptions};
 use super::progress::Progress;
 use super::{CliError, StoreOptions, print_json, print_text, say};
@@ -74,6 +76,9 @@ pub struct BootCommand {
     guest: GuestOptions,
 
     #[command(flatten)]
+    remote: RemoteOptions,
+
+    #[command(flatten)]
     cache: CacheOptions,
 
     #[command(flatten)]
@@ -101,6 +106,11 @@ impl Drop for Closing {
 
 impl BootCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+        if self.remote.is_wanted() {
+            let (spec, name) = (&self.vm, self.guest.name());
+            let boot = Boot { spec, name, timings: self.timings, json: self.json };
+            return self.remote.run(&boot);
+        }
         let mut watch = Stopwatch::start();
         if !self.ready_only {
             host::kvm::require_stock_kernels()?;

@@ -99,8 +99,7 @@ impl FleetNode for Client {
             VmState::Running => "running",
             VmState::Ended => "ended",
         };
-        let path =
-            format!("/v1/vms/{name}/wait?state={state}&timeout_ms={}", patience.as_millis());
+        let path = format!("/v1/vms/{name}/wait?state={state}&timeout_ms={}", patience.as_millis());
         self.get(&path).map_err(|error| {
             let failure = failure(&error);
             NodeFailure { slow: is_of_kind(&error, "state"), ..failure }
@@ -117,12 +116,9 @@ impl BootCommand {
         let stop = Arc::<AtomicBool>::default();
         for signal in [SIGINT, SIGTERM] {
             // The second one ends this at once.
-            let signals = signal_hook::flag::register_conditional_shutdown(
-                signal,
-                130,
-                stop.clone(),
-            )
-            .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
+            let signals =
+                signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())
+                    .and_then(|_| signal_hook::flag::register(signal, stop.clone()));
             let source = |source| CliError::Output { what: "handle Ctrl-C".into(), source };
             signals.map_err(source)?;
         }
