@@ -48,12 +48,7 @@ pub struct VmSpec {
     /// RAM, a multiple of 2 MiB from 64M up; such as 512M or 4G.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     #[serde(default = "default_memory")]
-    #[schema(
-        minimum = 67_108_864,
-        maximum = 1_099_511_627_776_u64,
-        multiple_of = 2_097_152,
-        example = 536_870_912
-    )]
+    #[schema(minimum = 67_108_864, maximum = 1_099_511_627_776_u64, example = 536_870_912)]
     pub memory: u64,
 
     /// What guest RAM is made of.
