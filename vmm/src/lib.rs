@@ -5,6 +5,7 @@
 //! - [`control`]: what guests ask for through the control device;
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
 //! - [`host`]: what this host can do;
+//! - [`jail`]: what a VM's process gives up;
 //! - [`exit`]: the exit codes;
 //! - [`spec`]: what a VM is to be;
 //! - [`size`]: sizes as people write them.
@@ -13,6 +14,7 @@ pub mod cli;
 pub mod control;
 pub mod exit;
 pub mod host;
+pub mod jail;
 pub mod loader;
 pub mod machine;
 pub mod size;

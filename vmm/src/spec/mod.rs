@@ -4,12 +4,15 @@
 //! Each part that is more than a number has a file of its own here.
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
+pub mod limits;
+
 use clap::Args;
 use imgcache::client::Verify;
 use imgcache::image::name::ImageName;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::limits::LimitsSpec;
 use crate::loader::RamdiskChoice;
 use crate::machine::boot::ProtocolChoice;
 use crate::machine::layout::MAX_CPUS;
@@ -67,6 +70,13 @@ pub struct VmSpec {
     #[arg(long)]
     #[serde(default)]
     pub verify_full: bool,
+
+    /// Limits of a jailed VM, NAME=VALUE separated by commas: cpu (processors, such as 1.5),
+    /// cpu-weight, memory-overhead (beyond the guest's RAM), swap, tasks, and for each disk read,
+    /// write (bytes a second), reads, writes (a second).
+    #[arg(long, value_name = "LIMITS", default_value_t, hide_default_value = true)]
+    #[serde(default, skip_serializing_if = "LimitsSpec::is_empty")]
+    pub limits: LimitsSpec,
 }
 
 fn one() -> u8 {
