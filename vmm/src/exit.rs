@@ -23,6 +23,8 @@ pub enum Exit {
     DoesNotFit,
     /// The distributed cache cannot be reached, or cannot supply what it should have.
     CacheUnavailable,
+    /// The VM's process made a system call that is forbidden to it, and was killed.
+    ForbiddenCall,
     /// The guest's kernel panicked.
     GuestPanicked,
     /// The guest died of a triple fault.
@@ -31,6 +33,8 @@ pub enum Exit {
     GuestReset,
     /// Ended by a signal, or at the console (as by SIGINT).
     Signal(u8),
+    /// As the process of the VM ended, in its jail.
+    Jailed(u8),
 }
 
 /// Codes and meanings for `--help` and the manual page.
@@ -45,6 +49,7 @@ Exit codes:
   6    a kernel or ramdisk file that cannot be used
   7    the image does not fit the machine that was asked for
   8    the cache cannot be reached, or cannot supply all of the image
+  9    the VM's process made a system call that is forbidden in its jail
   10   the guest's kernel panicked
   11   the guest died of a triple fault
   12   the guest restarted itself
@@ -63,10 +68,12 @@ impl Exit {
             Self::BadInput => 6,
             Self::DoesNotFit => 7,
             Self::CacheUnavailable => 8,
+            Self::ForbiddenCall => 9,
             Self::GuestPanicked => 10,
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
             Self::Signal(signal) => 128u8.saturating_add(signal),
+            Self::Jailed(code) => code,
         }
     }
 }
@@ -100,6 +107,7 @@ mod tests {
             Exit::BadInput,
             Exit::DoesNotFit,
             Exit::CacheUnavailable,
+            Exit::ForbiddenCall,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,

@@ -1,5 +1,6 @@
 //! The microVM manager: the KVM machine, the loader, and the commands that drive them.
 //!
+//! - [`api`]: what goes over the node agent's connections;
 //! - [`cli`]: the command line, a file a subcommand;
 //! - [`machine`]: the virtual machine and its event loop;
 //! - [`control`]: what guests ask for through the control device;
@@ -10,6 +11,7 @@
 //! - [`spec`]: what a VM is to be;
 //! - [`size`]: sizes as people write them.
 
+pub mod api;
 pub mod cli;
 pub mod control;
 pub mod exit;

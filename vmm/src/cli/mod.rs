@@ -22,6 +22,9 @@ use imgcache::transport::cluster::{ClusterError, TlsError};
 
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
+use crate::jail::cgroup::CgroupError;
+use crate::jail::confine::ConfineError;
+use crate::jail::launch::LaunchError;
 use crate::loader::LoaderError;
 use crate::machine::MachineError;
 use crate::machine::boot::BootError;
@@ -156,6 +159,15 @@ pub enum CliError {
     /// Of the machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Of starting a VM's process in a jail.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// Of a VM's process that gives up what it does not need.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// Of limits.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// Rights of a guest that do not go together.
     #[error("{0}")]
     Rights(String),
@@ -205,7 +217,9 @@ impl CliError {
             Self::NoCache | Self::Rights(_) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
-            Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
+            Self::Launch(LaunchError::Argument) => Exit::Usage,
+            Self::Launch(_) | Self::Confine(_) | Self::Cgroup(_) => Exit::HostNotAble,
+            Self::Machine(MachineError::Kvm(_) | MachineError::Seal(_) | MachineError::Boot(BootError::Seed(_))) => {
                 Exit::HostNotAble
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,

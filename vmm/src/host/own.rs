@@ -74,7 +74,7 @@ pub fn pagemap() -> io::Result<Own> {
 /// # Errors
 /// It cannot be read.
 pub fn maps() -> io::Result<String> {
-    read(&open("maps", |kept| &kept.maps)?)
+    read(&*open("maps", |kept| &kept.maps)?)
 }
 
 /// The same with sums for each mapping.
@@ -82,7 +82,7 @@ pub fn maps() -> io::Result<String> {
 /// # Errors
 /// It cannot be read.
 pub fn smaps() -> io::Result<String> {
-    read(&open("smaps", |kept| &kept.smaps)?)
+    read(&*open("smaps", |kept| &kept.smaps)?)
 }
 
 fn read(file: &File) -> io::Result<String> {

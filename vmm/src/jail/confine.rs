@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use super::landlock::{self, Enforced};
 use super::privileges::{self, ResourceLimits};
@@ -17,6 +18,9 @@ use super::namespaces;
 pub const FILES: u64 = 1024;
 /// Bytes of a file that a VM may write, unless said otherwise: disks have overlays.
 pub const FILE_BYTES: u64 = 1 << 40;
+
+/// How long threads may take to leave the kernel.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a process gives up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,7 +96,7 @@ impl Confinement {
     /// A process of several threads, or the kernel's refusal. Part of it may have happened by then.
     pub fn enter(&self, features: Features, folders: Vec<Folder>) -> Result<(), ConfineError> {
         let system = |what| move |source| ConfineError::System { what, source };
-        let threads = fs::read_dir("/proc/self/task").map_err(system("count threads"))?.count();
+        let threads = threads().map_err(system("count threads"))?;
         if threads != 1 {
             return Err(ConfineError::Threads(threads));
         }
@@ -114,6 +118,19 @@ impl Confinement {
         seccomp::switch_on(self.seccomp, features);
         CONFINED.store(true, Ordering::Release);
         Ok(())
+    }
+}
+
+/// How many threads this process has. Those that have been waited for may still be on their way out of
+/// the kernel, and are given the time for it.
+fn threads() -> io::Result<usize> {
+    let begun = Instant::now();
+    loop {
+        let threads = fs::read_dir("/proc/self/task")?.count();
+        if threads == 1 || begun.elapsed() > PATIENCE {
+            return Ok(threads);
+        }
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 

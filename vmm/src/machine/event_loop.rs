@@ -21,6 +21,7 @@ use super::settle::Settling;
 use super::signals::Signals;
 use super::terminal::RawTerminal;
 use super::{Life, Machine, MachineError, Virtio, vcpu};
+use crate::jail::{ThreadKind, seal};
 
 /// How long a guest that has reported a panic may go on: to print the rest, or to restart.
 const PANIC_GRACE: Duration = Duration::from_secs(1);
@@ -105,6 +106,9 @@ pub fn run(
     machine.control.end.begin();
     let mut running = vcpu::start(vcpus, &machine.platform)
         .map_err(MachineError::system("start the processors"))?;
+    // There is nothing to start any more, and the guest has not begun.
+    seal(ThreadKind::EventLoop)?;
+    running.release();
     let outcome = loop {
         let timeout = if verdict.panicked.get().is_some() { PANIC_POLL_MS } else { -1 };
         match manager.run_with_timeout(timeout) {

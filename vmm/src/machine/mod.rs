@@ -88,6 +88,9 @@ pub enum MachineError {
     /// A virtio device could not be made.
     #[error(transparent)]
     Virtio(#[from] mmio::TransportError),
+    /// A thread that is to have few system calls has all of them.
+    #[error(transparent)]
+    Seal(#[from] crate::jail::seccomp::SealError),
     /// The host's refusal of a thread, an event or a signal.
     #[error("cannot {what}: {source}")]
     System {
@@ -235,14 +238,14 @@ impl Machine {
         })
     }
 
-    /// Runs the guest until its life ends. What is mapped from files
-    /// becomes memory of the guest's own meanwhile if `settle` says so.
+    /// Runs the guest until its life ends. What is mapped from files becomes memory of the guest's own
+    /// meanwhile, if it was mapped to do so.
     ///
     /// # Errors
     /// A processor that cannot go on for a reason that is not the guest's, or the host's refusal.
-    pub fn run(mut self, settle: bool) -> Result<Life, MachineError> {
+    pub fn run(mut self) -> Result<Life, MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
-        let mapped = if settle { self.ram.take_mapped() } else { Vec::new() };
+        let mapped = self.ram.take_settling();
         event_loop::run(&self, vcpus, mapped)
     }
 

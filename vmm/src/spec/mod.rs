@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
 pub mod limits;
+pub mod name;
 
 use clap::Args;
 use imgcache::client::Verify;
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::limits::LimitsSpec;
-use crate::loader::RamdiskChoice;
+use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
 use crate::machine::layout::MAX_CPUS;
 use crate::machine::memory::BackingChoice;
@@ -53,6 +54,11 @@ pub struct VmSpec {
     #[arg(long, value_enum, default_value_t = RamdiskChoice::Auto)]
     #[serde(default)]
     pub ramdisk: RamdiskChoice,
+
+    /// How the kernel gets into guest memory.
+    #[arg(long, value_enum, default_value_t = KernelChoice::Auto)]
+    #[serde(default)]
+    pub kernel: KernelChoice,
 
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value_t = ProtocolChoice::Auto)]

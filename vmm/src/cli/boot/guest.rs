@@ -19,6 +19,7 @@ use crate::control::vms::folder::Vms;
 use crate::control::vms::launch::Launcher;
 use crate::control::vms::quota::BootQuota;
 use crate::control::{BOOT_RATE, MANAGER_RATE, Setup, TENANT_RATE};
+use crate::spec::name::VmName;
 
 /// What the guest is, and may do through its control device.
 #[derive(Debug, Args)]
@@ -26,8 +27,8 @@ use crate::control::{BOOT_RATE, MANAGER_RATE, Setup, TENANT_RATE};
 pub struct GuestOptions {
     /// Name of the VM; by default vm-PID. A manager that is started again under its name finds the
     /// VMs that it booted.
-    #[arg(long, value_name = "NAME", value_parser = vm_name)]
-    name: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    name: Option<VmName>,
 
     /// What the guest is: a tenant asks about itself only, a manager may see to other VMs as well.
     #[arg(long, value_enum, default_value_t = Role::Tenant)]
@@ -91,17 +92,6 @@ impl FromStr for May {
     }
 }
 
-fn vm_name(text: &str) -> Result<String, String> {
-    let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(letter);
-    if good && text.len() <= 63 {
-        Ok(text.to_owned())
-    } else {
-        Err("a VM's name is 1 to 63 letters, digits and - _ . and begins with a letter or digit"
-            .into())
-    }
-}
-
 /// What the control device needs of the machine and of this command.
 #[derive(Debug)]
 pub struct Around<'a> {
@@ -118,13 +108,19 @@ pub struct Around<'a> {
 }
 
 impl GuestOptions {
-    /// Checks that the options go together.
+    /// Checks that the options go together, for a VM that is in a jail or not.
     ///
     /// # Errors
     /// [`CliError::Rights`].
-    pub fn check(&self) -> Result<(), CliError> {
+    pub fn check(&self, jailed: bool) -> Result<(), CliError> {
         let manager = self.role == Role::Manager;
         let needs = |what: &str| Err(CliError::Rights(what.into()));
+        if jailed && manager {
+            return needs("--role manager is not for a jail: it starts programs, which a jail has none of");
+        }
+        if jailed && self.may.iter().any(|may| matches!(may, May::Fetch(_))) {
+            return needs("--may fetch is not for a jail, in which there are no images");
+        }
         if !manager && (self.may.contains(&May::Boot) || self.may.contains(&May::Cache)) {
             return needs("--may boot and --may cache are for managers: add --role manager");
         }
@@ -155,10 +151,14 @@ impl GuestOptions {
     ///
     /// # Errors
     /// A file or folder that cannot be made.
-    pub fn setup(&self, around: Around<'_>, opener: Opener) -> Result<Setup, CliError> {
+    pub fn setup(&self, around: Around<'_>, opener: Option<Opener>) -> Result<Setup, CliError> {
         let manager = self.role == Role::Manager;
-        let name = self.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
+        let name = self
+            .name
+            .as_ref()
+            .map_or_else(|| format!("vm-{}", std::process::id()), VmName::to_string);
         let booting = if manager { feature::BOOT } else { 0 };
+        let images = if opener.is_some() { feature::IMAGES } else { 0 };
         let identity = Identity {
             name: name.clone(),
             image: around.image.name().to_string(),
@@ -166,7 +166,7 @@ impl GuestOptions {
             cpus: around.cpus.into(),
             memory_bytes: around.memory,
             rights: self.rights(),
-            features: feature::IMAGES | feature::EVENTS | feature::EVENT_LINE | booting,
+            features: images | feature::EVENTS | feature::EVENT_LINE | booting,
             commands: if manager { MANAGER_RATE } else { TENANT_RATE },
             boots: BOOT_RATE,
         };
@@ -223,7 +223,7 @@ mod tests {
     fn parse(words: &str) -> Result<GuestOptions, String> {
         let words = std::iter::once("boot").chain(words.split_whitespace());
         let command = Command::try_parse_from(words).map_err(|error| error.to_string())?;
-        command.guest.check().map_err(|error| error.to_string())?;
+        command.guest.check(false).map_err(|error| error.to_string())?;
         Ok(command.guest)
     }
 
@@ -251,6 +251,15 @@ mod tests {
         ] {
             let error = parse(words).unwrap_err();
             assert!(error.contains(named), "{words}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_needs_more_than_a_jail_has_is_refused() {
+        assert!(parse("--name one").unwrap().check(true).is_ok());
+        for words in ["--role manager", "--may fetch=*"] {
+            let error = parse(words).unwrap().check(true).unwrap_err().to_string();
+            assert!(error.contains("jail"), "{words}: {error}");
         }
     }
 }

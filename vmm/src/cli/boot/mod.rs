@@ -2,11 +2,13 @@
 
 mod console_file;
 mod guest;
+mod jailed;
 mod report;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
@@ -15,15 +17,18 @@ use imgcache::client::{Image, ImageClient};
 
 use self::console_file::ConsoleFile;
 use self::guest::{Around, GuestOptions};
+use self::jailed::JailOptions;
 use self::report::{GuestReport, Phase, Report};
 use super::cache::{self, CacheOptions};
 use super::progress::Progress;
 use super::{CliError, StoreOptions, print_json, print_text, say};
+use crate::control::images::Opener;
 use crate::control::{self, Control};
 use crate::exit::{self, Exit};
 use crate::host::{self, footprint};
+use crate::jail::{ThreadKind, seal};
+use crate::loader;
 use crate::loader::handed::Handed;
-use crate::loader::{self, RamdiskChoice};
 use crate::machine::boot;
 use crate::machine::memory::{GuestRam, RamRange};
 use crate::machine::processors::{Processors, queue_counts};
@@ -72,6 +77,9 @@ pub struct BootCommand {
 
     #[command(flatten)]
     guest: GuestOptions,
+
+    #[command(flatten)]
+    jail: JailOptions,
 
     #[command(flatten)]
     cache: CacheOptions,
@@ -127,13 +135,19 @@ fn milliseconds(duration: std::time::Duration) -> f64 {
 impl BootCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let mut watch = Stopwatch::start();
+        self.guest.check(self.jail.is_jailed())?;
+        if self.jail.is_outside() {
+            let by_network = !self.cache.arguments().is_empty();
+            return self.jail.start(&self.vm, by_network);
+        }
+        self.jail.begin();
         if !self.ready_only {
             host::kvm::require_stock_kernels()?;
         }
         let kvm = host::kvm::open()?;
-        self.guest.check()?;
         let image = self.client(store)?.open(&self.vm.image)?;
         let manifest = image.manifest();
+        let (kernel, command_line) = (manifest.kernel.clone(), self.command_line(&manifest.cmdline));
         let (protocol, entry) =
             boot::choose(&manifest.kernel, self.vm.boot_protocol).map_err(MachineError::from)?;
         watch.phase("resolve");
@@ -149,6 +163,7 @@ impl BootCommand {
         let progress = Progress::new("loading", manifest.data_bytes());
         let options = loader::Options {
             verify: self.vm.verify(),
+            kernel: self.vm.kernel,
             ramdisk: self.vm.ramdisk,
             progress: Some(&|bytes| progress.add(bytes)),
         };
@@ -165,22 +180,33 @@ impl BootCommand {
             .map_err(|_| MachineError::Failed("creating the processors panicked".into()))??;
         watch.phase("load");
 
-        let command_line = self.command_line(&manifest.cmdline);
         let spec = BootSpec {
-            kernel: &manifest.kernel,
+            kernel: &kernel,
             initrd: landed.initrd,
             command_line: &command_line,
         };
-        let (control, end) = self.control(&image, store)?;
+        let (setup, console) = (self.setup(&image, store)?, self.console()?);
+        let id = image.id();
+        let (mut image, mut report_file) = (Some(image), None);
+        if let Some(confinement) = &self.jail.confinement {
+            report_file = self.report.as_deref().map(create_report).transpose()?;
+            host::own::keep().map_err(MachineError::system("keep what the kernel tells of memory"))?;
+            // With its threads, which a process in a jail has none of yet.
+            image = None;
+            confinement.enter(self.jail.features(), Vec::new())?;
+            watch.phase("jail");
+        }
+        let (control, end) = Control::start(setup)
+            .map_err(MachineError::system("start what is behind the control device"))?;
         let entry = (protocol, entry);
-        let around = machine::Around { console: self.console()?, control: end, virtio };
+        let around = machine::Around { console, control: end, virtio };
         let machine = Machine::assemble(processors, ram, entry, &spec, around)?;
         watch.phase("boot");
 
         footprint::release_code();
         let mut report = Report {
             image: self.vm.image.clone(),
-            manifest: image.id().to_string(),
+            manifest: id.to_string(),
             cpus: self.vm.cpus,
             memory_bytes: self.vm.memory,
             memory_backing: backing,
@@ -196,17 +222,17 @@ impl BootCommand {
             guest: None,
         };
         // What an image from a cache still has to do, it does while the guest starts.
-        let _closing = Closing::begin(image);
+        let _closing = image.map(Closing::begin);
         if self.ready_only {
-            self.publish(&report)?;
+            seal(ThreadKind::EventLoop).map_err(MachineError::from)?;
+            self.publish(&report, report_file)?;
             return Ok(Exit::Success);
         }
         if !self.json {
             say(&report::announcement(&report));
         }
         let begun = Instant::now();
-        let settle = self.vm.ramdisk == RamdiskChoice::Auto;
-        let lived = machine.run(settle);
+        let lived = machine.run();
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
         let Life { outcome, kvm, settled, control: counters, overhead_bytes } = lived?;
@@ -218,7 +244,7 @@ impl BootCommand {
         let control = counters.into();
         let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
         report.guest = Some(guest);
-        match self.publish(&report) {
+        match self.publish(&report, report_file) {
             // How the guest ended matters more than who was told.
             Err(error) if exit != Exit::Success => {
                 say(&format!("vmm: {error}\n"));
@@ -238,12 +264,8 @@ impl BootCommand {
         Ok(ImageClient::new(Box::new(handed)))
     }
 
-    /// Starts what is behind the control device.
-    fn control(
-        &self,
-        image: &Image,
-        store: &StoreOptions,
-    ) -> Result<(Control, control::MachineEnd), CliError> {
+    /// What is behind the control device.
+    fn setup(&self, image: &Image, store: &StoreOptions) -> Result<control::Setup, CliError> {
         let around = Around {
             image,
             cpus: self.vm.cpus,
@@ -257,9 +279,10 @@ impl BootCommand {
                 .map(ImageClient::new)
                 .map_err(|error| error.to_string())
         };
-        let setup = self.guest.setup(around, Box::new(opener))?;
-        let started = Control::start(setup);
-        Ok(started.map_err(MachineError::system("start what is behind the control device"))?)
+        // In a jail there is neither a store nor a network.
+        let opener: Option<Opener> =
+            if self.jail.confinement.is_some() { None } else { Some(Box::new(opener)) };
+        self.guest.setup(around, opener)
     }
 
     fn console(&self) -> Result<Console, CliError> {
@@ -283,18 +306,16 @@ impl BootCommand {
         parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
     }
 
-    /// Shows the report in the ways that were asked for.
-    fn publish(&self, report: &Report) -> Result<(), CliError> {
+    /// Shows the report in the ways that were asked for; `created` is its file, if that is open.
+    fn publish(&self, report: &Report, created: Option<File>) -> Result<(), CliError> {
         if self.timings {
             say(&report::table(report));
         }
         let text = || serde_json::to_string(report).map_err(std::io::Error::from);
         if let Some(file) = &self.report {
-            let write = || std::fs::write(file, text()? + "\n");
-            write().map_err(|source| CliError::Output {
-                what: format!("the report to {}", file.display()),
-                source,
-            })?;
+            let mut created = created.map_or_else(|| create_report(file), Ok)?;
+            let mut write = || created.write_all((text()? + "\n").as_bytes());
+            write().map_err(report_error(file))?;
         }
         if self.json && report.guest.is_some() {
             let output = |source| CliError::Output { what: "the report".into(), source };
@@ -314,6 +335,16 @@ impl BootCommand {
         }
         Ok(())
     }
+}
+
+/// Makes the file of a report.
+fn create_report(file: &Path) -> Result<File, CliError> {
+    File::create(file).map_err(report_error(file))
+}
+
+fn report_error(file: &Path) -> impl FnOnce(std::io::Error) -> CliError {
+    let what = format!("the report to {}", file.display());
+    move |source| CliError::Output { what, source }
 }
 
 /// Standard output without a buffer: a console's prompt has no newline.

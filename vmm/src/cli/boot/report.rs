@@ -104,6 +104,7 @@ pub fn table(report: &Report) -> String {
         match report.load.verify {
             Verification::Checksum => "checksum",
             Verification::Full => "BLAKE3",
+            Verification::Prepared => "the pool",
         }
     )];
     let row = |name: &str, ms: f64| format!("{name:<12} {ms:>10.3}");
