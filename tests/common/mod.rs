@@ -4,6 +4,7 @@
 pub mod guest;
 pub mod node;
 pub mod ramdisk;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -10,6 +10,7 @@ mod console;
 mod control;
 mod cost;
 mod ends;
+mod jail;
 mod matrix;
 mod payload;
 mod settle;

@@ -1,26 +1,26 @@
 //! The main thread: it waits for events and serves them, ends the machine, and reports.
 
-use super::{NO_CODE, Rule, permit, is, without};
+use super::{Rule, is, permit};
 
 pub(super) const RULES: &[Rule] = &[
+    #[cfg(not(target_env = "musl"))]
     permit!(SYS_epoll_wait, "waiting for events"),
+    #[cfg(target_env = "musl")]
     permit!(SYS_epoll_pwait, "waiting for events"),
     permit!(SYS_epoll_ctl, "events that are not waited for any more, or again"),
     permit!(SYS_read, "eventfds, signals, the keyboard"),
-    permit!(SYS_pread64, "KVM's counters"),
-    permit!(SYS_lseek, "how much memory is mapped"),
-    permit!(SYS_close, "the end of the machine"),
-    permit!(SYS_brk, "memory for the allocator"),
-    permit!(SYS_mprotect, [without(2, NO_CODE)], "memory for the allocator"),
-    permit!(SYS_mremap, "a copied part of the ramdisk is put in its place"),
-    permit!(SYS_madvise, "whether there is memory at an address"),
+    permit!(SYS_pread64, "KVM's counters, and how much memory is taken"),
     permit!(SYS_ioctl, [is(1, PAGEMAP_SCAN)], "which pages of a mapped ramdisk were written"),
     permit!(SYS_ioctl, [is(1, TCSETS)], "the terminal is as it was"),
+    #[cfg(not(target_env = "musl"))]
     permit!(SYS_getpid, "a signal to a vCPU"),
+    #[cfg(not(target_env = "musl"))]
     permit!(SYS_tgkill, "a signal to a vCPU"),
+    #[cfg(target_env = "musl")]
     permit!(SYS_tkill, "a signal to a vCPU"),
     permit!(SYS_rt_sigprocmask, "a signal to a vCPU"),
-    permit!(SYS_clock_nanosleep, "waiting for a serial port that is busy"),
+    permit!(SYS_clock_nanosleep, "a serial port that is busy, a worker that has much to do")
+        .seldom("both are rare"),
     permit!(SYS_getrandom, "the guest's random numbers"),
     permit!(SYS_sigaltstack, "the end of the process"),
 ];
@@ -34,7 +34,6 @@ const TCSETS: u32 = 0x5402;
 pub(super) const NET: &[Rule] = &[
     permit!(SYS_readv, "packets from the network"),
     permit!(SYS_writev, "packets to the network"),
-    permit!(SYS_timerfd_settime, "a device that has used up its rate"),
 ];
 
 /// A vsock device: connections through unix sockets.
@@ -45,12 +44,13 @@ pub(super) const VSOCK: &[Rule] = &[
     permit!(SYS_recvfrom, "what a connection brings"),
     permit!(SYS_sendto, "what goes to a connection"),
     permit!(SYS_shutdown, "a connection that is half closed"),
-    permit!(SYS_ioctl, [is(1, FIONBIO)], "connections that do not block"),
 ];
 
 const AF_UNIX: u32 = libc::AF_UNIX.cast_unsigned();
-/// `FIONBIO`.
-const FIONBIO: u32 = 0x5421;
 
-/// Disks, whose threads do the work.
-pub(super) const DISK: &[Rule] = &[];
+/// Devices that wait for several things, and for a time.
+pub(super) const WAITING: &[Rule] = &[
+    #[cfg(not(target_env = "musl"))]
+    permit!(SYS_epoll_pwait, "which of them came"),
+    permit!(SYS_timerfd_settime, "the time that is waited for"),
+];

@@ -1,20 +1,15 @@
 //! A virtual processor: it runs the guest, and serves its accesses to devices.
 
-use super::{NO_CODE, Rule, permit, is, without};
+use super::{Rule, is, permit};
 
 pub(super) const RULES: &[Rule] = &[
     permit!(SYS_ioctl, [is(1, KVM_RUN)], "the guest runs"),
     permit!(SYS_ioctl, [is(1, KVM_SET_GSI_ROUTING)], "the guest routes its interrupts"),
     permit!(SYS_ioctl, [is(1, KVM_GET_REGS)], "where a guest was that cannot go on")
         .seldom("KVM emulates all that a stock kernel does"),
-    permit!(SYS_close, "a vCPU has ended"),
-    permit!(SYS_exit, "a vCPU has ended"),
-    permit!(SYS_madvise, "the stack of a thread that has ended"),
-    permit!(SYS_mprotect, [without(2, NO_CODE)], "memory for the allocator"),
-    permit!(SYS_sigaltstack, "the end of a thread"),
-    permit!(SYS_rt_sigprocmask, "the end of a thread"),
 ];
 
+// Linux, include/uapi/linux/kvm.h.
 const KVM_RUN: u32 = 0xae80;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
 const KVM_GET_REGS: u32 = 0x8090_ae81;
