@@ -158,6 +158,14 @@ impl ImageClient {
         Self { transport }
     }
 
+    /// The manifest that `name` stands for now.
+    ///
+    /// # Errors
+    /// [`LoadError::NotFound`] if there is none; else why it cannot be found out.
+    pub fn resolve(&self, name: &ImageName) -> Result<ManifestId, LoadError> {
+        self.transport.resolve(name).map_err(|error| failed(name, error))
+    }
+
     /// Opens the image with this manifest, which is to be called `name` in reports, whether or not the
     /// name stands for it still.
     ///

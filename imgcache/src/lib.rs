@@ -18,7 +18,7 @@ pub mod index;
 pub mod key;
 #[cfg(feature = "node")]
 pub mod node;
-mod parallel;
+pub mod parallel;
 pub mod protocol;
 pub mod record;
 pub mod store;

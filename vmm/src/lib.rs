@@ -1,6 +1,7 @@
 //! The microVM manager: the KVM machine, the loader, and the commands that drive them.
 //!
 //! - [`api`]: what goes over the node agent's connections;
+//! - [`boot`](mod@boot): from an open image to a machine that is ready;
 //! - [`cli`]: the command line, a file a subcommand;
 //! - [`machine`]: the virtual machine and its event loop;
 //! - [`control`]: what guests ask for through the control device;
@@ -8,10 +9,13 @@
 //! - [`host`]: what this host can do;
 //! - [`jail`]: what a VM's process gives up;
 //! - [`exit`]: the exit codes;
+//! - [`node`]: the node agent;
+//! - [`process`]: the process of a VM that the node agent has started;
 //! - [`spec`]: what a VM is to be;
 //! - [`size`]: sizes as people write them.
 
 pub mod api;
+pub mod boot;
 pub mod cli;
 pub mod control;
 pub mod exit;
@@ -19,5 +23,7 @@ pub mod host;
 pub mod jail;
 pub mod loader;
 pub mod machine;
+pub mod node;
+pub mod process;
 pub mod size;
 pub mod spec;

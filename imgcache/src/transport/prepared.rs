@@ -44,6 +44,11 @@ impl Prepared {
         let layout = Arc::new(PreparedLayout::of(&manifest));
         Self { name, id, manifest, file: PreparedFile { file, layout, huge_pages } }
     }
+
+    /// The id of its manifest.
+    pub fn id(&self) -> ManifestId {
+        self.id
+    }
 }
 
 impl Transport for Prepared {

@@ -5,5 +5,6 @@ pub mod footprint;
 pub mod hugepages;
 pub mod kvm;
 pub mod limits;
+pub mod memory;
 pub mod own;
 pub mod pagemap;

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::landlock::{self, Enforced};
+use crate::host::own;
 use super::privileges::{self, ResourceLimits};
 use super::root::{self, Folder, RootError};
 use super::seccomp::{self, Features, Mode};
@@ -100,6 +101,7 @@ impl Confinement {
         if threads != 1 {
             return Err(ConfineError::Threads(threads));
         }
+        own::keep().map_err(system("keep what the kernel tells of memory"))?;
         let limits = ResourceLimits { files: self.files, file_bytes: self.file_bytes };
         privileges::limit(limits).map_err(system("limit resources"))?;
         if self.leave_network {

@@ -95,6 +95,10 @@ pub struct Features {
     pub vsock: bool,
     /// Disks.
     pub disk: bool,
+    /// A console that is watched over a socket.
+    pub attach: bool,
+    /// Images that the guest may read, out of files that are open.
+    pub images: bool,
 }
 
 /// Why a thread is not sealed. It must not go on.
@@ -185,7 +189,8 @@ pub fn allowing(
 mod tests {
     use super::*;
 
-    const ALL: Features = Features { net: true, vsock: true, disk: true };
+    const ALL: Features =
+        Features { net: true, vsock: true, disk: true, attach: true, images: true };
 
     #[test]
     fn all_rules_make_filters() {

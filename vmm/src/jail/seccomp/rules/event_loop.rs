@@ -30,6 +30,17 @@ const PAGEMAP_SCAN: u32 = 0xc060_6610;
 /// `TCSETS`.
 const TCSETS: u32 = 0x5402;
 
+/// Sockets to which the host connects.
+pub(super) const LISTENING: &[Rule] = &[
+    permit!(SYS_accept4, "a connection from the host"),
+    permit!(SYS_shutdown, "the end of a connection, or of a side of it"),
+];
+
+/// A console that is watched over a socket.
+pub(super) const ATTACH: &[Rule] =
+    &[permit!(SYS_ioctl, [is(1, FIONBIO)], "a connection that nobody waits for")];
+const FIONBIO: u32 = 0x5421;
+
 /// A network device: a TAP, and a timer for its rate.
 pub(super) const NET: &[Rule] = &[
     permit!(SYS_readv, "packets from the network"),
@@ -38,12 +49,10 @@ pub(super) const NET: &[Rule] = &[
 
 /// A vsock device: connections through unix sockets.
 pub(super) const VSOCK: &[Rule] = &[
-    permit!(SYS_accept4, "a connection from the host"),
     permit!(SYS_socket, [is(0, AF_UNIX)], "a connection from the guest"),
     permit!(SYS_connect, "a connection from the guest"),
     permit!(SYS_recvfrom, "what a connection brings"),
     permit!(SYS_sendto, "what goes to a connection"),
-    permit!(SYS_shutdown, "a connection that is half closed"),
 ];
 
 const AF_UNIX: u32 = libc::AF_UNIX.cast_unsigned();

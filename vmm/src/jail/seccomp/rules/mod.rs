@@ -18,13 +18,15 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
     let lists: &[(bool, &[Rule])] = match kind {
         ThreadKind::EventLoop => &[
             (true, event_loop::RULES),
+            (features.attach || features.vsock, event_loop::LISTENING),
+            (features.attach, event_loop::ATTACH),
             (features.net, event_loop::NET),
             (features.vsock, event_loop::VSOCK),
             (features.net || features.vsock, event_loop::WAITING),
             (true, CLOSING),
         ],
-        ThreadKind::Vcpu => &[(true, vcpu::RULES), (true, CLOSING), (true, ENDING)],
-        ThreadKind::Control => &[(true, control::RULES), (true, CLOSING), (true, ENDING)],
+        ThreadKind::Vcpu => &[(true, vcpu::RULES), (features.attach, vcpu::ATTACH), (true, CLOSING), (true, ENDING)],
+        ThreadKind::Control => &[(features.images, control::IMAGES), (true, CLOSING), (true, ENDING)],
         ThreadKind::Settle => &[(true, settle::RULES), (true, ENDING)],
         ThreadKind::Disk => &[(true, disk::RULES), (true, CLOSING), (true, ENDING)],
     };

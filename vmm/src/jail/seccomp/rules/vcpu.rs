@@ -9,6 +9,11 @@ pub(super) const RULES: &[Rule] = &[
         .seldom("KVM emulates all that a stock kernel does"),
 ];
 
+/// A console that is watched.
+pub(super) const ATTACH: &[Rule] =
+    &[permit!(SYS_shutdown, "who watches and reads too slowly is cut off")
+        .seldom("a test of that would depend on how fast a guest prints")];
+
 // Linux, include/uapi/linux/kvm.h.
 const KVM_RUN: u32 = 0xae80;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
