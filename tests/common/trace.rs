@@ -182,8 +182,7 @@ fn entry(tid: i32) -> Option<(i64, [u64; 6])> {
     const GET_SYSCALL_INFO: libc::c_uint = 0x420e;
     let mut info = Info::default();
     // SAFETY: the kernel writes as much as it is told that there is room for.
-    let result = unsafe {
-        libc::ptrace(GET_SYSCALL_INFO as _, tid, size_of::<Info>(), &raw mut info)
-    };
+    let result =
+        unsafe { libc::ptrace(GET_SYSCALL_INFO as _, tid, size_of::<Info>(), &raw mut info) };
     (result > 0 && info.op == 1).then(|| (i64::try_from(info.number).unwrap(), info.arguments))
 }

@@ -31,7 +31,25 @@ fn explore() {
     let report = bench.path().join("report.json");
     let report = report.to_str().unwrap();
     let mode = std::env::var("VMM_MODE").unwrap_or("off".into());
-    let t = traced(bench, &["--image", "guest", "--cpus", "2", "--seccomp", &mode, "--report", report, "--cmdline-append", "selftest.quick"], Stdio::null());
+    let t = traced(
+        bench,
+        &[
+            "--image",
+            "guest",
+            "--cpus",
+            "2",
+            "--seccomp",
+            &mode,
+            "--report",
+            report,
+            "--cmdline-append",
+            "selftest.quick",
+        ],
+        Stdio::null(),
+    );
     println!("{t:#x?}");
-    println!("unused {:#x?}", trace::to_be_used(&t.sealed, Features::default()).difference(&t.used).collect::<Vec<_>>());
+    println!(
+        "unused {:#x?}",
+        trace::to_be_used(&t.sealed, Features::default()).difference(&t.used).collect::<Vec<_>>()
+    );
 }

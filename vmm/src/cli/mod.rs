@@ -230,9 +230,11 @@ impl CliError {
             Self::Store(error) => store_exit(error),
             Self::Launch(LaunchError::Argument) => Exit::Usage,
             Self::Launch(_) | Self::Confine(_) | Self::Cgroup(_) => Exit::HostNotAble,
-            Self::Machine(MachineError::Kvm(_) | MachineError::Seal(_) | MachineError::Boot(BootError::Seed(_))) => {
-                Exit::HostNotAble
-            }
+            Self::Machine(
+                MachineError::Kvm(_)
+                | MachineError::Seal(_)
+                | MachineError::Boot(BootError::Seed(_)),
+            ) => Exit::HostNotAble,
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
             Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } => Exit::Failure,

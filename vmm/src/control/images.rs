@@ -63,7 +63,11 @@ impl std::fmt::Debug for Images {
 impl Images {
     /// The image that the guest was booted from, and those whose names `allowed` match; none at all
     /// without an `opener`.
-    pub fn new(opener: Option<Opener>, own: (ImageName, ManifestId), allowed: Vec<Pattern>) -> Self {
+    pub fn new(
+        opener: Option<Opener>,
+        own: (ImageName, ManifestId),
+        allowed: Vec<Pattern>,
+    ) -> Self {
         Self { opener, client: None, own, allowed, open: Vec::new(), last: None }
     }
 

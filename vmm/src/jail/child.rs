@@ -147,11 +147,7 @@ pub(super) unsafe fn run(plan: &Plan) -> ! {
     }
     // SAFETY: as above; the words and the lists of them end with zeros.
     unsafe {
-        libc::execve(
-            PROGRAM.as_ptr().cast(),
-            plan.arguments.as_ptr(),
-            plan.environment.as_ptr(),
-        );
+        libc::execve(PROGRAM.as_ptr().cast(), plan.arguments.as_ptr(), plan.environment.as_ptr());
     }
     fail(plan, Stage::Execute)
 }

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::landlock::{self, Enforced};
-use crate::host::own;
+use super::namespaces;
 use super::privileges::{self, ResourceLimits};
 use super::root::{self, Folder, RootError};
 use super::seccomp::{self, Features, Mode};
-use super::namespaces;
+use crate::host::own;
 
 /// Files that a VM may have open at a time, unless said otherwise: a few for each device and processor,
 /// and the connections of a vsock device.
@@ -115,7 +115,9 @@ impl Confinement {
                 .map_err(|error| system("end with who started it")(error.into()))?;
         }
         if landlock::forbid_all()? == Enforced::Not {
-            log::info!("jail: this kernel has no Landlock; namespaces and filters stand without it");
+            log::info!(
+                "jail: this kernel has no Landlock; namespaces and filters stand without it"
+            );
         }
         seccomp::switch_on(self.seccomp, features);
         CONFINED.store(true, Ordering::Release);

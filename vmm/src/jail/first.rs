@@ -37,10 +37,7 @@ pub fn begin() {
 ///
 /// # Errors
 /// No handler.
-pub fn ends_if(
-    signal: i32,
-    condition: Arc<AtomicBool>,
-) -> std::io::Result<signal_hook::SigId> {
+pub fn ends_if(signal: i32, condition: Arc<AtomicBool>) -> std::io::Result<signal_hook::SigId> {
     signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, condition)
 }
 

@@ -6,8 +6,8 @@
 //! reaches no abstract socket and signals no other process.
 
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr,
-    RulesetError, RulesetStatus, Scope,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetError,
+    RulesetStatus, Scope,
 };
 
 /// The newest interface that this was written for. What an older kernel lacks is left out.

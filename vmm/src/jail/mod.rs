@@ -57,4 +57,5 @@ pub mod seccomp;
 
 pub use self::child::Stage;
 pub use self::confine::{Confinement, is_confined};
+pub use self::launch::JailedProcess;
 pub use self::seccomp::{ThreadKind, seal, seal_or_end};

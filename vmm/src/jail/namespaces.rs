@@ -8,10 +8,8 @@ use rustix::thread::UnshareFlags;
 /// What the process of a VM has of its own, from its first instruction on: users, processes, mounts,
 /// System V IPC and the host's name. The network is its own from when it needs no other any more
 /// ([`leave_network`]), the view of control groups after it is in its own.
-pub(super) const AT_START: libc::c_int = libc::CLONE_NEWPID
-    | libc::CLONE_NEWNS
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS;
+pub(super) const AT_START: libc::c_int =
+    libc::CLONE_NEWPID | libc::CLONE_NEWNS | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
 
 /// Enters a network namespace of this thread's own, with nothing in it but a loopback interface that
 /// is down.

@@ -281,8 +281,7 @@ mod tests {
     #[test]
     fn vcpus_that_are_held_do_not_start() {
         let entries = Arc::default();
-        let mut running =
-            RunningVcpus::start_held((0..2).map(|_| counting(&entries))).unwrap();
+        let mut running = RunningVcpus::start_held((0..2).map(|_| counting(&entries))).unwrap();
         while !running.crossing.wait_briefly(|state| state.waiting == 2) {}
         assert_eq!(entries.load(Ordering::Acquire), 0);
         running.release();

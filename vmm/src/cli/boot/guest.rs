@@ -116,7 +116,9 @@ impl GuestOptions {
         let manager = self.role == Role::Manager;
         let needs = |what: &str| Err(CliError::Rights(what.into()));
         if jailed && manager {
-            return needs("--role manager is not for a jail: it starts programs, which a jail has none of");
+            return needs(
+                "--role manager is not for a jail: it starts programs, which a jail has none of",
+            );
         }
         if jailed && self.may.iter().any(|may| matches!(may, May::Fetch(_))) {
             return needs("--may fetch is not for a jail, in which there are no images");

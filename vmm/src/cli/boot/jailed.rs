@@ -79,9 +79,9 @@ impl JailOptions {
         let number = std::process::id();
         let cgroup = group(&format!("vm-{number}"), vm)?;
         let ended = self.run(number, cgroup.as_ref(), by_network);
-        let out_of_memory = cgroup.as_ref().is_some_and(|cgroup| {
-            cgroup.memory_events().is_ok_and(|events| events.oom_kill > 0)
-        });
+        let out_of_memory = cgroup
+            .as_ref()
+            .is_some_and(|cgroup| cgroup.memory_events().is_ok_and(|events| events.oom_kill > 0));
         if let Some(cgroup) = cgroup
             && let Err(error) = cgroup.remove()
         {
@@ -90,12 +90,7 @@ impl JailOptions {
         Ok(exit(ended?, out_of_memory))
     }
 
-    fn run(
-        &self,
-        number: u32,
-        cgroup: Option<&Cgroup>,
-        by_network: bool,
-    ) -> Result<End, CliError> {
+    fn run(&self, number: u32, cgroup: Option<&Cgroup>, by_network: bool) -> Result<End, CliError> {
         let jail = Jail::prepare(JailSpec {
             identity: Identity::best(number),
             cgroup,
@@ -159,8 +154,10 @@ fn exit(end: End, out_of_memory: bool) -> Exit {
     match end {
         End::Exited(code) => Exit::Jailed(code),
         end if end.is_forbidden_call() => {
-            say("vmm: the VM's process made a system call that is forbidden to it, and was killed; the \
-                 kernel's log says which (type=1326)\n");
+            say(
+                "vmm: the VM's process made a system call that is forbidden to it, and was killed; the \
+                 kernel's log says which (type=1326)\n",
+            );
             Exit::ForbiddenCall
         }
         End::Killed(signal) => {

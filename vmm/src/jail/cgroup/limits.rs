@@ -64,8 +64,10 @@ impl Limits {
             ("riops", spec.reads.map(u64::from)),
             ("wiops", spec.writes.map(u64::from)),
         ];
-        let rates: Vec<_> =
-            rates.into_iter().filter_map(|(name, rate)| Some(format!("{name}={}", rate?))).collect();
+        let rates: Vec<_> = rates
+            .into_iter()
+            .filter_map(|(name, rate)| Some(format!("{name}={}", rate?)))
+            .collect();
         for (major, minor) in disks.iter().filter(|_| !rates.is_empty()) {
             set("io", "io.max", format!("{major}:{minor} {}", rates.join(" ")), true);
         }
@@ -131,10 +133,10 @@ mod tests {
 
     #[test]
     fn limits_are_in_the_kernels_words() {
-        let all = settings("cpu=0.25,cpu-weight=50,memory-overhead=16M,tasks=9,read=1M,writes=7", &[
-            (8, 0),
-            (259, 1),
-        ]);
+        let all = settings(
+            "cpu=0.25,cpu-weight=50,memory-overhead=16M,tasks=9,read=1M,writes=7",
+            &[(8, 0), (259, 1)],
+        );
         for line in [
             "cpu.max 25000 100000".to_owned(),
             "cpu.weight 50".into(),

@@ -219,10 +219,12 @@ impl Cgroup {
             // A kernel before 5.14 kills nobody at once.
             Err(CgroupError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
                 for process in self.processes()? {
-                    let process = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
+                    let process =
+                        i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
                     if let Some(process) = process {
                         // It may just have ended.
-                        let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+                        let _ =
+                            rustix::process::kill_process(process, rustix::process::Signal::KILL);
                     }
                 }
                 Ok(())
@@ -391,7 +393,8 @@ mod tests {
     /// Files as a hierarchy has them, but of no kernel's.
     fn group(path: &Path, controllers: &str) {
         fs::create_dir_all(path).unwrap();
-        for (file, content) in [("cgroup.controllers", controllers), ("cgroup.subtree_control", "")] {
+        for (file, content) in [("cgroup.controllers", controllers), ("cgroup.subtree_control", "")]
+        {
             fs::write(path.join(file), content).unwrap();
         }
     }

@@ -1,8 +1,6 @@
 //! A rule of a filter: a system call that is allowed, for such arguments, and why.
 
-use seccompiler::{
-    BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule,
-};
+use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 
 /// A system call that is allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,8 +91,7 @@ mod tests {
     #[test]
     fn a_rule_holds_for_its_arguments_only() {
         const MAPPED: [Argument; 2] = [without(2, 4), is(3, 0x22)];
-        let rule =
-            Rule { name: "mmap", number: 9, arguments: &MAPPED, why: "test", seldom: None };
+        let rule = Rule { name: "mmap", number: 9, arguments: &MAPPED, why: "test", seldom: None };
         assert!(rule.allows(9, &[1, 2, 3, 0x22, 0, 0]));
         assert!(!rule.allows(9, &[1, 2, 7, 0x22, 0, 0]));
         assert!(!rule.allows(9, &[1, 2, 3, 0x32, 0, 0]));

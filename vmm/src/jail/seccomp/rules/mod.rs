@@ -25,8 +25,12 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
             (features.net || features.vsock, event_loop::WAITING),
             (true, CLOSING),
         ],
-        ThreadKind::Vcpu => &[(true, vcpu::RULES), (features.attach, vcpu::ATTACH), (true, CLOSING), (true, ENDING)],
-        ThreadKind::Control => &[(features.images, control::IMAGES), (true, CLOSING), (true, ENDING)],
+        ThreadKind::Vcpu => {
+            &[(true, vcpu::RULES), (features.attach, vcpu::ATTACH), (true, CLOSING), (true, ENDING)]
+        }
+        ThreadKind::Control => {
+            &[(features.images, control::IMAGES), (true, CLOSING), (true, ENDING)]
+        }
         ThreadKind::Settle => &[(true, settle::RULES), (true, ENDING)],
         ThreadKind::Disk => &[(true, disk::RULES), (true, CLOSING), (true, ENDING)],
     };
