@@ -17,8 +17,11 @@ pub fn is_first() -> bool {
     std::process::id() == 1
 }
 
-/// Signals end this process from now on as they would end another, and so does a panic.
+/// Signals end this process from now on as they would end another, and so does a panic; and it has a
+/// name.
 pub fn begin() {
+    // Executed as /proc/self/exe, it would be "exe".
+    let _ = rustix::thread::set_name(c"vmm");
     let unhandled = UNHANDLED.get_or_init(|| Arc::new(AtomicBool::new(true)));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         if let Err(error) = ends_if(signal, unhandled.clone()) {

@@ -135,6 +135,8 @@ fn group(name: &str, vm: &VmSpec) -> Result<Option<Cgroup>, CgroupError> {
     let made = cgroup::Parent::create(Path::new(GROUP)).and_then(|parent| {
         if parent.controllers().is_empty() {
             let missing = cgroup::CONTROLLERS.join(", ");
+            // Made in vain.
+            let _ = cgroup::remove_parent(&parent);
             return Err(CgroupError::NoControllers { group: parent.path().into(), missing });
         }
         parent.vm(name, &limits)
