@@ -17,6 +17,7 @@
 //! | [`pvpanic`] | a guest's word that its kernel panicked |
 //! | [`ioapic`] | 82093AA I/O APIC that turns pins into messages, for a split irqchip |
 //! | [`virtio::mmio`] | virtio over MMIO, version 2 |
+//! | [`virtio::net`] | virtio network device |
 //! | [`virtio::rng`] | virtio entropy device |
 
 #![forbid(unsafe_code)]

@@ -65,6 +65,26 @@ impl Exit {
         TABLE.lines().find_map(line)
     }
 
+    /// The end that this code stands for; nothing for one that is none of the table's.
+    pub fn of_code(code: u8) -> Option<Self> {
+        const ALL: [Exit; 12] = [
+            Exit::Success,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::ImageNotFound,
+            Exit::ImageDamaged,
+            Exit::HostNotAble,
+            Exit::BadInput,
+            Exit::DoesNotFit,
+            Exit::CacheUnavailable,
+            Exit::GuestPanicked,
+            Exit::GuestTripleFault,
+            Exit::GuestReset,
+        ];
+        let signal = || code.checked_sub(128).filter(|signal| *signal > 0).map(Self::Signal);
+        ALL.into_iter().find(|exit| exit.code() == code).or_else(signal)
+    }
+
     /// The code for an error of the node agent, by its kind
     /// ([`ErrorBody`](crate::api::ErrorBody)).
     pub fn of_kind(kind: &str) -> Self {

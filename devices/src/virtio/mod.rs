@@ -8,6 +8,7 @@ mod queue;
 mod status;
 
 pub mod mmio;
+pub mod net;
 pub mod rng;
 
 use std::io;

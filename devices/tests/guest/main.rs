@@ -6,4 +6,8 @@ mod driver;
 #[cfg(test)]
 mod malicious;
 #[cfg(test)]
+mod net_driver;
+#[cfg(test)]
+mod virtio_net;
+#[cfg(test)]
 mod virtio_rng;

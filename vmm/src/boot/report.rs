@@ -1,5 +1,6 @@
 //! What a boot reports: for people by `vmm boot`, for machines as JSON.
 
+use devices::virtio::net::counters::Counts;
 use imgcache::client::LoadReport;
 use imgcache::image::name::ImageName;
 use serde::Serialize;
@@ -10,6 +11,7 @@ use crate::machine::memory::Backing;
 use crate::machine::outcome::Outcome;
 use crate::machine::settle::Settled;
 use crate::machine::stats::KvmStats;
+use crate::net::Network;
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -32,6 +34,9 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// What was brought, mapped and verified.
     pub load: LoadReport,
+    /// What it is on its network, if it is on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// Bytes of memory that this process takes beside the guest's, when ready.
     pub overhead_bytes: Option<u64>,
     /// How the guest fared, once it has ended.
@@ -55,6 +60,9 @@ pub struct GuestReport {
     pub said: Said,
     /// What the control device counted.
     pub control: ControlCounts,
+    /// What its network device counted, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Counts>,
     /// Bytes of memory that this process takes beside the guest's, at the end.
     pub overhead_bytes: Option<u64>,
 }

@@ -7,6 +7,7 @@ mod check;
 mod generate;
 mod image;
 pub mod logging;
+mod net;
 mod progress;
 
 use std::ffi::OsString;
@@ -30,6 +31,7 @@ use crate::loader::LoaderError;
 use crate::machine::MachineError;
 use crate::machine::boot::BootError;
 use crate::machine::memory::MemoryError;
+use crate::net::NetError;
 
 /// Boots microVMs by image name, out of a cache of hashed chunks.
 ///
@@ -81,6 +83,7 @@ enum Command {
     Boot(boot::BootCommand),
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
+    Net(net::NetCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
@@ -96,6 +99,7 @@ impl Cli {
             Command::Boot(command) => command.run(&self.store),
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
+            Command::Net(command) => command.run(),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -169,6 +173,9 @@ pub enum CliError {
     /// Of limits.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Of the network.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Rights of a guest that do not go together.
     #[error("{0}")]
     Rights(String),
@@ -225,6 +232,7 @@ impl CliError {
             Self::Cache(error) => cache_exit(error),
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
+            Self::Net(error) => net_exit(error),
             Self::NoCache | Self::Rights(_) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
@@ -256,6 +264,22 @@ fn find_store(options: &StoreOptions) -> Result<Option<Store>, CliError> {
         Ok(store) => Ok(Some(store)),
         Err(StoreError::NoFolder(_)) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+fn net_exit(error: &NetError) -> Exit {
+    match error {
+        NetError::Spec(_)
+        | NetError::NoTap { .. }
+        | NetError::Mtu { .. }
+        | NetError::Elsewhere { .. }
+        | NetError::OtherSubnet { .. } => Exit::Usage,
+        NetError::Kernel { .. }
+        | NetError::System { .. }
+        | NetError::NoBridge(_)
+        | NetError::NotABridge(_)
+        | NetError::Overlaps { .. } => Exit::HostNotAble,
+        _ => Exit::Failure,
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::pool::Held;
 use crate::control::vms::folder::VmFolder;
+use crate::net::{self, Attachment};
 use crate::process;
 use crate::process::link::{Given, Link, Start};
 use crate::spec::VmSpec;
@@ -84,6 +85,12 @@ impl Launcher {
         let (console, events, report) = (make(CONSOLE)?, make(EVENTS)?, make(REPORT)?);
         let socket = UnixListener::bind(folder.file(SOCKET))?;
         let manifest = image.manifest()?;
+        let attachment = net::open(&spec.net, name.as_str()).map_err(io::Error::other)?;
+        let mut spec = spec.clone();
+        let (tap, network) = attachment.map(Attachment::into_parts).unzip();
+        if let Some(network) = &network {
+            spec.cmdline_append = network.command_line_with(spec.cmdline_append.as_deref());
+        }
         let (here, there) = Link::pair()?;
         let child = Command::new(&self.program)
             .arg(process::ARGUMENT)
@@ -97,7 +104,7 @@ impl Launcher {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or(io::ErrorKind::InvalidData)?;
         let process = pidfd_open(raw, PidfdFlags::empty())?;
-        let given = [
+        let mut given = vec![
             (Given::Lock, lock.as_fd()),
             (Given::Kvm, self.kvm.as_fd()),
             (Given::Image, image.file()),
@@ -107,11 +114,13 @@ impl Launcher {
             (Given::Report, report.as_fd()),
             (Given::Socket, socket.as_fd()),
         ];
+        given.extend(tap.as_ref().map(|tap| (Given::Tap, tap.as_fd())));
         let (names, files): (Vec<_>, Vec<_>) = given.into_iter().unzip();
         let start = Start {
             number,
             name: name.clone(),
-            spec: spec.clone(),
+            spec,
+            network,
             hold,
             manifest: image.id().to_string(),
             huge_pages: image.huge_pages(),

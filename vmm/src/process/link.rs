@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::report::Phase;
+use crate::net::Network;
 use crate::spec::VmSpec;
 use crate::spec::name::VmName;
 
@@ -44,6 +45,8 @@ pub enum Given {
     Report,
     /// The socket at which it is told things.
     Socket,
+    /// The interface of its network, which [`Start::network`] describes.
+    Tap,
 }
 
 /// What a VM is told first.
@@ -55,6 +58,9 @@ pub struct Start {
     pub name: VmName,
     /// What it is to be.
     pub spec: VmSpec,
+    /// What it is on its network, if it is on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// Whether it waits, when it is ready, to be told to start.
     pub hold: bool,
     /// The id of its image's manifest.

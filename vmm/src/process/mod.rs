@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use control_abi::register::feature;
 use devices::control::Identity;
+use devices::virtio::net::counters::Counters;
 use imgcache::client::{ImageClient, LoadError};
 use imgcache::image::manifest::{Manifest, ManifestError};
 use imgcache::key::ManifestId;
@@ -32,6 +33,7 @@ use crate::control::{BOOT_RATE, Control, Setup, TENANT_RATE};
 use crate::exit::Exit;
 use crate::machine::attach::Socket;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
+use crate::net::{Attachment, NetError};
 
 /// The argument with which the agent starts this program as the process of a VM.
 pub const ARGUMENT: &str = "vm-process";
@@ -68,6 +70,9 @@ pub enum ProcessError {
     /// The machine could not be made.
     #[error(transparent)]
     Ready(#[from] ReadyError),
+    /// The network device.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The machine could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -87,6 +92,7 @@ impl ProcessError {
             Self::Manifest(_) => Exit::ImageDamaged,
             Self::Image(error) => CliError::from(error).exit(),
             Self::Ready(error) => CliError::from(error).exit(),
+            Self::Net(error) => CliError::from(error).exit(),
             Self::Machine(error) => CliError::from(error).exit(),
         };
         (exit, message)
@@ -144,6 +150,8 @@ fn run(link: &Link, watch: Stopwatch) -> Result<Exit, ProcessError> {
 struct Vm {
     machine: machine::Machine,
     control: Control,
+    /// What its network device counts.
+    counters: Option<Arc<Counters>>,
     report: Report,
     report_file: File,
     /// Held for as long as the VM lives.
@@ -166,14 +174,22 @@ impl Vm {
         watch.phase("given");
 
         let spec = &start.spec;
-        let virtio = machine::virtio_devices(Vec::new());
+        let (mut devices, mut counters) = (Vec::new(), None);
+        if let Some(network) = start.network.clone() {
+            let attachment = Attachment::from_parts(files.take(Given::Tap)?, network);
+            let (device, counted) = attachment.into_device()?;
+            devices.push(device);
+            counters = Some(counted);
+        }
+        let virtio = machine::virtio_devices(devices);
         let loaded = boot::load(&kvm, &image, spec, &virtio, None, &mut watch)?;
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let console = Console { output: Box::new(output), keyboard: Keyboard::Socket(socket) };
         let around = machine::Around { console, control: end, virtio };
-        let (machine, report) = loaded.assemble(spec, around, false, watch)?;
-        Ok(Self { machine, control, report, report_file, _lock: lock })
+        let (machine, mut report) = loaded.assemble(spec, around, false, watch)?;
+        report.network.clone_from(&start.network);
+        Ok(Self { machine, control, counters, report, report_file, _lock: lock })
     }
 
     fn told(&self) -> Result<Told, ProcessError> {
@@ -184,13 +200,15 @@ impl Vm {
     }
 
     fn run(self, hold: bool) -> Result<Exit, ProcessError> {
-        let Self { machine, control, mut report, mut report_file, _lock } = self;
+        let Self { machine, control, counters, mut report, mut report_file, _lock } = self;
         let lived = machine.run(hold);
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
         let Life { outcome, ran, kvm, settled, control, overhead_bytes } = lived?;
         let (exit, run_ms, control) = (Exit::from(&outcome), milliseconds(ran), control.into());
-        let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
+        let network = counters.map(|counters| counters.read());
+        let guest =
+            GuestReport { outcome, run_ms, kvm, settled, said, control, network, overhead_bytes };
         report.guest = Some(guest);
         let text = serde_json::to_vec(&report).map_err(std::io::Error::from);
         text.and_then(|text| report_file.write_all(&text))

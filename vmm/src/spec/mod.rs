@@ -6,6 +6,7 @@
 
 pub mod limits;
 pub mod name;
+pub mod net;
 
 use clap::Args;
 use imgcache::client::Verify;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::limits::LimitsSpec;
+use self::net::NetSpec;
 use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
 use crate::machine::layout::MAX_CPUS;
@@ -70,6 +72,16 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 65535)]
     pub cmdline_append: Option<String>,
+
+    /// Its network: none; nat (a bridge of this host's own, behind its address); bridge=NAME; or fd=N, an
+    /// open TAP interface. Behind it, with commas: mac=, ip=ADDRESS/N, ip6=ADDRESS/N, gateway=, dns=
+    /// (up to three), mtu=, address=cmdline|dhcp (how the guest learns ip=), rate=, rate-in=, rate-out=
+    /// and burst= (bytes a second, and at once, such as 10M), packets= (a second), allow-in= and
+    /// allow-out= (ports that may be reached of the VM, and by it, such as tcp:22+udp:53, or none),
+    /// isolated (from others that are), subnet= (of nat).
+    #[arg(long, value_name = "NETWORK", default_value_t)]
+    #[serde(default)]
+    pub net: NetSpec,
 
     /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
     /// since it was last hashed and a checksum would do.

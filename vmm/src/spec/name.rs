@@ -42,6 +42,26 @@ pub struct VmName(String);
 #[schema(value_type = String, pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$", example = "acme")]
 pub struct TenantName(String);
 
+impl VmName {
+    /// This name with a number behind it, shortened if it has to be.
+    #[must_use]
+    pub fn numbered(&self, number: u32) -> Self {
+        let end = format!("-{number}");
+        let kept = self.0.len().min(MAX_LENGTH - end.len());
+        // All of it is ASCII, and the first letter stays.
+        Self(format!("{}{end}", &self.0[..kept]))
+    }
+
+    /// As people order names: those that differ in a number at the end by that number.
+    pub fn cmp_natural(&self, other: &Self) -> std::cmp::Ordering {
+        fn key(name: &VmName) -> (&str, Option<u64>, &str) {
+            let stem = name.0.trim_end_matches(|c: char| c.is_ascii_digit());
+            (stem, name.0[stem.len()..].parse().ok(), &name.0)
+        }
+        key(self).cmp(&key(other))
+    }
+}
+
 impl Default for TenantName {
     fn default() -> Self {
         Self("default".into())

@@ -149,16 +149,19 @@ impl GuestOptions {
         })
     }
 
+    /// The VM's name.
+    pub fn vm_name(&self) -> String {
+        let given = self.name.as_ref().map(ToString::to_string);
+        given.unwrap_or_else(|| format!("vm-{}", std::process::id()))
+    }
+
     /// What the control device is made of.
     ///
     /// # Errors
     /// A file or folder that cannot be made.
     pub fn setup(&self, around: Around<'_>, opener: Option<Opener>) -> Result<Setup, CliError> {
         let manager = self.role == Role::Manager;
-        let name = self
-            .name
-            .as_ref()
-            .map_or_else(|| format!("vm-{}", std::process::id()), VmName::to_string);
+        let name = self.vm_name();
         let booting = if manager { feature::BOOT } else { 0 };
         let images = if opener.is_some() { feature::IMAGES } else { 0 };
         let identity = Identity {

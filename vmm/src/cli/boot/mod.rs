@@ -29,6 +29,7 @@ use crate::host;
 use crate::jail::{ThreadKind, seal};
 use crate::loader::handed::Handed;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
+use crate::net;
 use crate::size;
 use crate::spec::VmSpec;
 
@@ -121,11 +122,24 @@ impl BootCommand {
         boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
 
-        let virtio = machine::virtio_devices(Vec::new());
+        // The interface goes with this process, also if it is killed.
+        let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+        let network = attachment.as_ref().map(|attachment| attachment.network().clone());
+        let mut vm = self.vm.clone();
+        let (mut devices, mut net_counters) = (Vec::new(), None);
+        if let Some(attachment) = attachment {
+            vm.cmdline_append =
+                attachment.network().command_line_with(vm.cmdline_append.as_deref());
+            let (device, counted) = attachment.into_device()?;
+            devices.push(device);
+            net_counters = Some(counted);
+            watch.phase("network");
+        }
+        let virtio = machine::virtio_devices(devices);
         let loaded = {
             let progress = Progress::new("loading", image.manifest().data_bytes());
             let add = |bytes| progress.add(bytes);
-            boot::load(&kvm, &image, &self.vm, &virtio, Some(&add), &mut watch)?
+            boot::load(&kvm, &image, &vm, &virtio, Some(&add), &mut watch)?
         };
         let (setup, console) = (self.setup(&image, store)?, self.console()?);
         let (mut image, mut report_file) = (Some(image), None);
@@ -140,7 +154,8 @@ impl BootCommand {
             .map_err(MachineError::system("start what is behind the control device"))?;
         let around = machine::Around { console, control: end, virtio };
         let (machine, mut report) =
-            loaded.assemble(&self.vm, around, self.wants_report(), watch)?;
+            loaded.assemble(&vm, around, self.wants_report(), watch)?;
+        report.network = network;
         // What an image from a cache still has to do, it does while the guest starts.
         let _closing = image.map(Closing::begin);
         if self.ready_only {
@@ -161,7 +176,9 @@ impl BootCommand {
         }
         let run_ms = milliseconds(ran);
         let control = counters.into();
-        let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
+        let network = net_counters.map(|counters| counters.read());
+        let guest =
+            GuestReport { outcome, run_ms, kvm, settled, said, control, network, overhead_bytes };
         report.guest = Some(guest);
         match self.publish(&report, report_file) {
             // How the guest ended matters more than who was told.
