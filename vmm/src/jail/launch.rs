@@ -268,6 +268,11 @@ impl JailedProcess {
         Ok(Self { pid, process: pidfd_open(pid, PidfdFlags::empty())? })
     }
 
+    /// The descriptor alone.
+    pub fn into_fd(self) -> OwnedFd {
+        self.process
+    }
+
     /// Its number, here.
     pub fn pid(&self) -> Pid {
         self.pid

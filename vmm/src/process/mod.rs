@@ -31,6 +31,9 @@ use crate::cli::CliError;
 use crate::control::images::Images;
 use crate::control::{BOOT_RATE, Control, Setup, TENANT_RATE};
 use crate::exit::Exit;
+use crate::jail::confine::ConfineError;
+use crate::jail::seccomp::Features;
+use crate::jail::{Confinement, first};
 use crate::machine::attach::Socket;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
 use crate::net::{Attachment, NetError};
@@ -73,6 +76,12 @@ pub enum ProcessError {
     /// The network device.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// What it is to give up makes no sense.
+    #[error("{0}")]
+    Confinement(String),
+    /// It could not give it up.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The machine could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -87,7 +96,8 @@ impl ProcessError {
     fn exit(self) -> (Exit, String) {
         let message = self.to_string();
         let exit = match self {
-            Self::Link(_) => Exit::Usage,
+            Self::Link(_) | Self::Confinement(_) => Exit::Usage,
+            Self::Confine(error) => CliError::from(error).exit(),
             Self::Missing(_) | Self::File { .. } | Self::Id(_) => Exit::Failure,
             Self::Manifest(_) => Exit::ImageDamaged,
             Self::Image(error) => CliError::from(error).exit(),
@@ -113,6 +123,9 @@ impl Files {
 /// All of the process.
 pub fn main() -> ExitCode {
     let watch = Stopwatch::start();
+    if first::is_first() {
+        first::begin();
+    }
     let ended = match rustix::io::dup(std::io::stdin()) {
         Ok(end) => run(&Link::new(end), watch),
         Err(error) => Err(ProcessError::Link(error.into())),
@@ -183,6 +196,17 @@ impl Vm {
         }
         let virtio = machine::virtio_devices(devices);
         let loaded = boot::load(&kvm, &image, spec, &virtio, None, &mut watch)?;
+        if let Some(words) = &start.confinement {
+            let confinement: Confinement = words.parse().map_err(ProcessError::Confinement)?;
+            let features = Features {
+                net: counters.is_some(),
+                attach: true,
+                images: true,
+                ..Features::default()
+            };
+            confinement.enter(features, Vec::new())?;
+            watch.phase("jail");
+        }
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let console = Console { output: Box::new(output), keyboard: Keyboard::Socket(socket) };

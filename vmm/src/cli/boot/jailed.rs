@@ -3,9 +3,10 @@
 //! This process stays outside and waits: it passes signals on, restores the terminal whatever happens,
 //! removes the control group, and ends as the VM does.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::str::FromStr;
 
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,7 +21,8 @@ use crate::jail::confine::Confinement;
 use crate::jail::first;
 use crate::jail::identity::Identity;
 use crate::jail::launch::{End, Jail, JailSpec, JailedProcess, LaunchError, Program};
-use crate::jail::seccomp::{Features, Mode};
+use crate::jail::seccomp::Mode;
+use crate::net::{Attachment, Network};
 use crate::spec::VmSpec;
 
 /// The group of those of VMs that are started by hand.
@@ -45,6 +47,25 @@ pub struct JailOptions {
     /// What the process inside gives up; said by the one outside.
     #[arg(long, value_name = "WORDS", requires = "jail", hide = true)]
     pub confinement: Option<Confinement>,
+
+    /// The network that descriptor 3 is a connection to; said by the one outside.
+    #[arg(long, value_name = "JSON", requires = "confinement", hide = true)]
+    attached: Option<Attached>,
+}
+
+/// Where the process inside finds its TAP: behind its standard files.
+const TAP: i32 = 3;
+
+/// A network, as JSON.
+#[derive(Debug, Clone)]
+struct Attached(Network);
+
+impl FromStr for Attached {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        serde_json::from_str(text).map(Self).map_err(|error| error.to_string())
+    }
 }
 
 impl JailOptions {
@@ -65,20 +86,27 @@ impl JailOptions {
         }
     }
 
-    /// What the machine has that needs system calls of its own.
-    #[expect(clippy::unused_self, reason = "devices will be options")]
-    pub fn features(&self) -> Features {
-        Features::default()
+    /// In the jail: the connection to the network that the process outside has made.
+    pub fn attachment(&self) -> Option<Attachment> {
+        let Attached(network) = self.attached.clone()?;
+        // SAFETY: who said so put a descriptor there, which nobody else knows of (`run`).
+        let tap = unsafe { OwnedFd::from_raw_fd(TAP) };
+        Some(Attachment::from_parts(tap, network))
     }
 
     /// Starts the VM in a jail and waits for its end.
     ///
     /// # Errors
     /// What the host refused.
-    pub fn start(&self, vm: &VmSpec, by_network: bool) -> Result<Exit, CliError> {
+    pub fn start(
+        &self,
+        vm: &VmSpec,
+        attachment: Option<Attachment>,
+        by_network: bool,
+    ) -> Result<Exit, CliError> {
         let number = std::process::id();
         let cgroup = group(&format!("vm-{number}"), vm)?;
-        let ended = self.run(number, cgroup.as_ref(), by_network);
+        let ended = self.run(number, cgroup.as_ref(), attachment, by_network);
         let out_of_memory = cgroup
             .as_ref()
             .is_some_and(|cgroup| cgroup.memory_events().is_ok_and(|events| events.oom_kill > 0));
@@ -90,7 +118,13 @@ impl JailOptions {
         Ok(exit(ended?, out_of_memory))
     }
 
-    fn run(&self, number: u32, cgroup: Option<&Cgroup>, by_network: bool) -> Result<End, CliError> {
+    fn run(
+        &self,
+        number: u32,
+        cgroup: Option<&Cgroup>,
+        attachment: Option<Attachment>,
+        by_network: bool,
+    ) -> Result<End, CliError> {
         let jail = Jail::prepare(JailSpec {
             identity: Identity::best(number),
             cgroup,
@@ -107,6 +141,12 @@ impl JailOptions {
         };
         let mut arguments: Vec<_> = std::env::args_os().collect();
         arguments.extend(["--confinement".into(), confinement.to_string().into()]);
+        let (tap, network) = attachment.map(Attachment::into_parts).unzip();
+        if let Some(network) = network {
+            let text = serde_json::to_string(&network).map_err(std::io::Error::from);
+            let text = text.map_err(LaunchError::Process)?;
+            arguments.extend(["--attached".into(), text.into()]);
+        }
         let environment = std::env::vars_os().map(|(mut name, value)| {
             name.push("=");
             name.push(value);
@@ -117,7 +157,7 @@ impl JailOptions {
             arguments,
             environment: environment.collect(),
             standard: [input.as_fd(), output.as_fd(), error.as_fd()],
-            files: Vec::new(),
+            files: tap.iter().map(AsFd::as_fd).collect(),
         };
         let signals = Signals::new().map_err(LaunchError::Process)?;
         let terminal = SavedTerminal::of(input.as_fd());

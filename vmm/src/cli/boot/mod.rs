@@ -26,6 +26,7 @@ use crate::control::images::Opener;
 use crate::control::{self, Control};
 use crate::exit::{self, Exit};
 use crate::host;
+use crate::jail::seccomp::Features;
 use crate::jail::{ThreadKind, seal};
 use crate::loader::handed::Handed;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
@@ -110,7 +111,8 @@ impl BootCommand {
         self.guest.check(self.jail.is_jailed())?;
         if self.jail.is_outside() {
             let by_network = !self.cache.arguments().is_empty();
-            return self.jail.start(&self.vm, by_network);
+            let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+            return self.jail.start(&self.vm, attachment, by_network);
         }
         self.jail.begin();
         if !self.ready_only {
@@ -123,7 +125,11 @@ impl BootCommand {
         watch.phase("resolve");
 
         // The interface goes with this process, also if it is killed.
-        let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+        let attachment = if self.jail.is_jailed() {
+            self.jail.attachment()
+        } else {
+            net::open(&self.vm.net, &self.guest.vm_name())?
+        };
         let network = attachment.as_ref().map(|attachment| attachment.network().clone());
         let mut vm = self.vm.clone();
         let (mut devices, mut net_counters) = (Vec::new(), None);
@@ -147,14 +153,14 @@ impl BootCommand {
             report_file = self.report.as_deref().map(create_report).transpose()?;
             // With its threads: a process that confines itself has none.
             image = None;
-            confinement.enter(self.jail.features(), Vec::new())?;
+            let features = Features { net: network.is_some(), ..Features::default() };
+            confinement.enter(features, Vec::new())?;
             watch.phase("jail");
         }
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let around = machine::Around { console, control: end, virtio };
-        let (machine, mut report) =
-            loaded.assemble(&vm, around, self.wants_report(), watch)?;
+        let (machine, mut report) = loaded.assemble(&vm, around, self.wants_report(), watch)?;
         report.network = network;
         // What an image from a cache still has to do, it does while the guest starts.
         let _closing = image.map(Closing::begin);
