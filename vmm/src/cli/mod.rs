@@ -80,7 +80,7 @@ impl StoreOptions {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Boot(boot::BootCommand),
+    Boot(Box<boot::BootCommand>),
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
     Net(net::NetCommand),

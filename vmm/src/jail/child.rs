@@ -113,9 +113,10 @@ impl Plan {
 /// This is a new process of one thread, in a copy of the memory of the one that made `plan`.
 pub(super) unsafe fn run(plan: &Plan) -> ! {
     let mut word = 0u8;
-    // SAFETY (here and below): system calls on this process' own memory and descriptors, through
-    // wrappers of the C library that do nothing else.
-    if unsafe { libc::read(plan.gate, (&raw mut word).cast(), 1) } != 1 || word != GO {
+    // SAFETY: a system call on this process' own memory and descriptors, by a function of the C library
+    // that does nothing else.
+    let read = unsafe { libc::read(plan.gate, (&raw mut word).cast(), 1) };
+    if read != 1 || word != GO {
         fail(plan, Stage::Gate);
     }
     // SAFETY: as above.

@@ -40,6 +40,7 @@ pub const fn without(index: u8, mask: u32) -> Argument {
 
 impl Rule {
     /// The same, which tests need not come by, for a reason.
+    #[must_use]
     pub const fn seldom(self, because: &'static str) -> Self {
         Self { seldom: Some(because), ..self }
     }
