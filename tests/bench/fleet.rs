@@ -214,7 +214,7 @@ impl<'a> Agent<'a> {
         let pss: f64 = living.map(|pid| pss_kib(u32::try_from(pid).unwrap())).sum();
         sample.pss_kib = pss / f64::from(count);
         let names: Vec<_> = vms.iter().map(|vm| vm["name"].as_str().unwrap()).collect();
-        self.vmm(&[&["rm"], names.as_slice()].concat());
+        self.vmm(&[&["rm", "--force"], names.as_slice()].concat());
         sample
     }
 

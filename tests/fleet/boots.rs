@@ -4,8 +4,8 @@ use std::process::Stdio;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::common::agent::{Agent, entries};
 use crate::common::stderr;
-use crate::support::{Agent, entries};
 
 #[test]
 fn a_fleet_is_ready_and_its_second_vm_moves_no_byte() {
@@ -30,7 +30,7 @@ fn a_fleet_is_ready_and_its_second_vm_moves_no_byte() {
 fn a_vm_that_fails_is_named_and_changes_nothing_for_the_others() {
     let Some(agent) = Agent::start(&[]) else { return };
     agent.fleet("web", "small", 5);
-    agent.expect(0, &["rm", "web-2"]);
+    agent.expect(0, &["rm", "--force", "web-2"]);
     // Four of these five are there already.
     let words = ["fleet", "boot", "--hold", "--json", "--memory", "64M", "--image", "small"];
     let output = agent.expect(1, &[&words[..], &["--name", "web", "--count", "5"]].concat());
@@ -75,7 +75,7 @@ fn a_node_that_is_full_or_drained_says_so_and_starts_nothing() {
     let one = ["fleet", "boot", "--hold", "--memory", "64M", "--image", "small", "--count", "1"];
     let output = agent.expect(5, &one);
     assert!(stderr(&output).contains("--max-vms"), "{}", stderr(&output));
-    agent.expect(0, &["rm", "web-1"]);
+    agent.expect(0, &["rm", "--force", "web-1"]);
     agent.expect(0, &["node", "drain"]);
     let output = agent.expect(5, &one);
     assert!(stderr(&output).contains("drained"), "{}", stderr(&output));

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::support::{Agent, entries};
+use crate::common::agent::{Agent, entries};
 
 #[test]
 fn an_agent_that_is_killed_in_the_middle_of_a_fleet_is_followed_by_one_that_finds_its_vms() {

@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use crate::common::agent::{Agent, descriptors, entries};
 use crate::common::is_long;
-use crate::support::{Agent, descriptors, entries};
 
 /// Threads of a process.
 fn threads(pid: u32) -> usize {

@@ -5,9 +5,9 @@ use std::fs;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 
+use crate::common::agent::{Agent, has_kvm};
 use crate::common::node::Node;
 use crate::common::{Bench, guest_file, stderr};
-use crate::support::{Agent, has_kvm};
 
 #[test]
 fn a_full_disk_fails_a_vm_and_not_the_agent() {

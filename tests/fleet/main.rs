@@ -10,4 +10,3 @@ mod crashes;
 mod cycles;
 mod faults;
 mod pool;
-mod support;

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use crate::common::agent::Agent;
 use crate::common::stderr;
-use crate::support::Agent;
 
 /// Inodes of the pool's files that a VM has mapped.
 fn mapped(agent: &Agent, vm: &str) -> BTreeSet<String> {
@@ -48,7 +48,7 @@ fn what_nobody_uses_is_given_up_for_another_and_what_is_used_or_pinned_is_not() 
     let refused = agent.expect(5, &["node", "pull", "other"]);
     assert!(stderr(&refused).contains("--pool"), "{}", stderr(&refused));
     assert!(stderr(&agent.expect(1, &["node", "drop", "small"])).contains("1 VM"));
-    agent.expect(0, &["rm", "web-1"]);
+    agent.expect(0, &["rm", "--force", "web-1"]);
     agent.expect(0, &["node", "pull", "other", "--pin"]);
     assert_eq!((agent.pool("images"), agent.pool("evictions")), (1, 1));
     agent.expect(5, &["node", "pull", "small"]);

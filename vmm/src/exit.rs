@@ -23,6 +23,8 @@ pub enum Exit {
     DoesNotFit,
     /// The distributed cache cannot be reached, or cannot supply what it should have.
     CacheUnavailable,
+    /// No node agent answers.
+    NodeUnavailable,
     /// The VM's process made a system call that is forbidden to it, and was killed.
     ForbiddenCall,
     /// The guest's kernel panicked.
@@ -49,10 +51,11 @@ Exit codes:
   6    a kernel or ramdisk file that cannot be used
   7    the image does not fit the machine that was asked for
   8    the cache cannot be reached, or cannot supply all of the image
-  9    the VM's process made a system call that is forbidden in its jail
+  9    no node agent answers
   10   the guest's kernel panicked
   11   the guest died of a triple fault
   12   the guest restarted itself
+  13   the VM's process made a system call that is forbidden in its jail
   128+N  ended by signal N; 130 also at the console (Ctrl-A x)";
 
 impl Exit {
@@ -67,7 +70,7 @@ impl Exit {
 
     /// The end that this code stands for; nothing for one that is none of the table's.
     pub fn of_code(code: u8) -> Option<Self> {
-        const ALL: [Exit; 12] = [
+        const ALL: [Exit; 14] = [
             Exit::Success,
             Exit::Failure,
             Exit::Usage,
@@ -77,9 +80,11 @@ impl Exit {
             Exit::BadInput,
             Exit::DoesNotFit,
             Exit::CacheUnavailable,
+            Exit::NodeUnavailable,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,
+            Exit::ForbiddenCall,
         ];
         let signal = || code.checked_sub(128).filter(|signal| *signal > 0).map(Self::Signal);
         ALL.into_iter().find(|exit| exit.code() == code).or_else(signal)
@@ -89,7 +94,7 @@ impl Exit {
     /// ([`ErrorBody`](crate::api::ErrorBody)).
     pub fn of_kind(kind: &str) -> Self {
         match kind {
-            "bad_request" => Self::Usage,
+            "bad_request" | "invalid" => Self::Usage,
             "image_not_found" => Self::ImageNotFound,
             "image_damaged" => Self::ImageDamaged,
             "image_does_not_fit" => Self::DoesNotFit,
@@ -111,7 +116,8 @@ impl Exit {
             Self::BadInput => 6,
             Self::DoesNotFit => 7,
             Self::CacheUnavailable => 8,
-            Self::ForbiddenCall => 9,
+            Self::NodeUnavailable => 9,
+            Self::ForbiddenCall => 13,
             Self::GuestPanicked => 10,
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
@@ -150,6 +156,7 @@ mod tests {
             Exit::BadInput,
             Exit::DoesNotFit,
             Exit::CacheUnavailable,
+            Exit::NodeUnavailable,
             Exit::ForbiddenCall,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
@@ -160,6 +167,6 @@ mod tests {
         }
         assert_eq!(Exit::from(&Outcome::Quit).code(), 130);
         assert_eq!(Exit::meaning(12), Some("the guest restarted itself"));
-        assert_eq!(Exit::meaning(9), None);
+        assert_eq!(Exit::meaning(99), None);
     }
 }

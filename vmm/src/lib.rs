@@ -20,6 +20,7 @@ pub mod api;
 pub mod boot;
 pub mod cli;
 pub mod control;
+pub mod disk;
 pub mod exit;
 pub mod fleet;
 pub mod host;

@@ -7,6 +7,7 @@
 mod queue;
 mod status;
 
+pub mod blk;
 pub mod mmio;
 pub mod net;
 pub mod rng;

@@ -8,7 +8,6 @@ pub mod stopwatch;
 use std::ops::Range;
 use std::thread;
 
-use devices::virtio::VirtioDevice;
 use imgcache::client::{Image, LoadReport, Progress};
 use imgcache::image::manifest::KernelInfo;
 use imgcache::image::name::ImageName;
@@ -21,7 +20,7 @@ use crate::host::footprint;
 use crate::loader::{self, LoaderError};
 use crate::machine::boot::{self, Protocol};
 use crate::machine::memory::{Backing, GuestRam, MemoryError, RamRange};
-use crate::machine::processors::{Processors, queue_counts};
+use crate::machine::processors::Processors;
 use crate::machine::registers::Entry;
 use crate::machine::{Around, BootSpec, Machine, MachineError};
 use crate::spec::VmSpec;
@@ -64,7 +63,8 @@ pub fn entry(image: &Image, spec: &VmSpec) -> Result<(Protocol, Entry), ReadyErr
     Ok(boot::choose(kernel, spec.boot_protocol).map_err(MachineError::from)?)
 }
 
-/// Makes RAM, and loads `image` into it while KVM makes processors that are wired for `virtio`.
+/// Makes RAM, and loads `image` into it while KVM makes processors that are wired for virtio
+/// devices with so many `queues` each.
 ///
 /// # Errors
 /// Memory, KVM's refusal, or an image that does not fit, cannot be read, or is damaged.
@@ -72,7 +72,7 @@ pub fn load(
     kvm: &Kvm,
     image: &Image,
     spec: &VmSpec,
-    virtio: &[Box<dyn VirtioDevice>],
+    queues: &[usize],
     progress: Option<Progress<'_>>,
     watch: &mut Stopwatch,
 ) -> Result<Loaded, ReadyError> {
@@ -82,12 +82,11 @@ pub fn load(
     watch.phase("memory");
 
     let slots = ram.ranges().to_vec();
-    let queues = queue_counts(virtio);
     let (kernel, ramdisk) = (spec.kernel, spec.ramdisk);
     let options = loader::Options { verify: spec.verify(), kernel, ramdisk, progress };
     // KVM's part takes time in the kernel, and nothing of the image.
     let (processors, landed) = thread::scope(|scope| {
-        let processors = scope.spawn(|| Processors::create(kvm, &slots, spec.cpus, &queues));
+        let processors = scope.spawn(|| Processors::create(kvm, &slots, spec.cpus, queues));
         let landed = loader::land(image, &mut ram, &options);
         (processors.join(), landed)
     });

@@ -6,6 +6,7 @@ use imgcache::image::name::ImageName;
 use serde::Serialize;
 
 use crate::control::journal::Said;
+use crate::disk::DiskReport;
 use crate::machine::boot::Protocol;
 use crate::machine::memory::Backing;
 use crate::machine::outcome::Outcome;
@@ -56,6 +57,9 @@ pub struct GuestReport {
     /// What became of the mapped ramdisk; only if there was one, and not with `--ramdisk map`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settled: Option<Settled>,
+    /// What its disk did, if it had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskReport>,
     /// What it said of itself through the control device.
     pub said: Said,
     /// What the control device counted.

@@ -4,11 +4,25 @@
 mod boot;
 mod cache;
 mod check;
+pub mod chunk_server;
+mod console;
+mod events;
+mod fleet;
 mod generate;
 mod image;
+mod inspect;
 pub mod logging;
+mod logs;
 mod net;
+mod node;
 mod progress;
+mod ps;
+mod reach;
+mod rm;
+mod start;
+mod stop;
+mod timings;
+mod top;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,11 +31,14 @@ use clap::{Args, Parser, Subcommand};
 use imgcache::client::LoadError;
 use imgcache::image::manifest::ManifestError;
 use imgcache::image::name::ImageName;
+use imgcache::lazy::served::ServeError as ServeChunksError;
 use imgcache::store::{Store, StoreError};
 use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
 
+use crate::api::client::{AddressError, ClientError};
 use crate::boot::ReadyError;
+use crate::disk::DiskError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
 use crate::jail::cgroup::CgroupError;
@@ -32,6 +49,10 @@ use crate::machine::MachineError;
 use crate::machine::boot::BootError;
 use crate::machine::memory::MemoryError;
 use crate::net::NetError;
+use crate::node::error::NodeError;
+use crate::node::http::listen::ListenError;
+use crate::node::http::server::ServeError;
+use crate::spec::name::VmName;
 
 /// Boots microVMs by image name, out of a cache of hashed chunks.
 ///
@@ -81,15 +102,39 @@ impl StoreOptions {
 #[derive(Debug, Subcommand)]
 enum Command {
     Boot(Box<boot::BootCommand>),
+    Node(Box<node::NodeCommand>),
+    Fleet(Box<fleet::FleetCommand>),
+    Ps(ps::PsCommand),
+    Top(top::TopCommand),
+    Inspect(inspect::InspectCommand),
+    Timings(timings::TimingsCommand),
+    Logs(logs::LogsCommand),
+    Console(console::ConsoleCommand),
+    Events(events::EventsCommand),
+    Start(start::StartCommand),
+    Stop(stop::StopCommand),
+    Rm(rm::RmCommand),
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
     Net(net::NetCommand),
+    #[command(hide = true)]
+    ChunkServer(chunk_server::ChunkServerCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
 }
 
 impl Cli {
+    /// Starts the log that the command has.
+    pub fn start_logging(&self) {
+        match &self.command {
+            Command::Node(command) if let Some(agent) = command.agent() => {
+                agent.start_logging(self.verbose);
+            }
+            _ => logging::start(self.verbose),
+        }
+    }
+
     /// Does what the command line says.
     ///
     /// # Errors
@@ -97,9 +142,22 @@ impl Cli {
     pub fn run(&self) -> Result<Exit, CliError> {
         match &self.command {
             Command::Boot(command) => command.run(&self.store),
+            Command::Node(command) => command.run(&self.store),
+            Command::Fleet(command) => command.run(),
+            Command::Ps(command) => command.run(),
+            Command::Top(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+            Command::Timings(command) => command.run(),
+            Command::Logs(command) => command.run(),
+            Command::Console(command) => command.run(),
+            Command::Events(command) => command.run(),
+            Command::Start(command) => command.run(),
+            Command::Stop(command) => command.run(),
+            Command::Rm(command) => command.run(),
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
             Command::Net(command) => command.run(),
+            Command::ChunkServer(command) => command.run(&self.store),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -155,6 +213,12 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of serving the chunks of a disk.
+    #[error(transparent)]
+    ServeChunks(#[from] ServeChunksError),
+    /// Of the guest's disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Of loading an image into a guest.
     #[error(transparent)]
     Loader(#[from] LoaderError),
@@ -195,6 +259,48 @@ pub enum CliError {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// Of a node agent, as its client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Of the node agent itself.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// Of the agent's sockets.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Of the files with which agents are spoken to.
+    #[error("how agents are spoken to: {0}")]
+    NodeTls(TlsError),
+    /// Of an agent's address.
+    #[error(transparent)]
+    NodeAddress(#[from] AddressError),
+    /// A command for one agent, with several.
+    #[error("this command asks one agent, and --node or VMM_NODE names several")]
+    SeveralNodes,
+    /// A VM that lives, and was to be deleted.
+    #[error("VM '{0}' lives; stop it first ('vmm stop {0}'), or kill it with --force")]
+    VmLives(VmName),
+    /// A VM that has ended.
+    #[error("VM '{0}' has ended; 'vmm logs {0}' prints what its console printed")]
+    VmEnded(VmName),
+    /// Of several VMs, of which some failed; what was wrong was said.
+    #[error("{failed} of {all} failed")]
+    Some {
+        /// How many failed.
+        failed: usize,
+        /// Of how many.
+        all: usize,
+        /// The exit code for the first that failed.
+        exit: Exit,
+    },
+    /// Of this terminal, or what an agent sends.
+    #[error("{what}: {source}")]
+    Stream {
+        /// What failed.
+        what: &'static str,
+        /// The reason.
+        source: std::io::Error,
+    },
     /// Of writing a result.
     #[error("cannot write {what}: {source}")]
     Output {
@@ -216,6 +322,14 @@ impl From<ReadyError> for CliError {
 }
 
 impl CliError {
+    fn stream(source: std::io::Error) -> Self {
+        Self::Stream { what: "the connection to the agent was lost", source }
+    }
+
+    fn terminal(source: std::io::Error) -> Self {
+        Self::Stream { what: "this terminal cannot be used", source }
+    }
+
     /// The exit code for it.
     pub fn exit(&self) -> Exit {
         match self {
@@ -233,7 +347,7 @@ impl CliError {
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
             Self::Net(error) => net_exit(error),
-            Self::NoCache | Self::Rights(_) => Exit::Usage,
+            Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Launch(LaunchError::Argument) => Exit::Usage,
@@ -245,7 +359,20 @@ impl CliError {
             ) => Exit::HostNotAble,
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } => Exit::Failure,
+            Self::Client(error) => error.exit(),
+            Self::Node(error) => error.exit(),
+            Self::NodeTls(_) | Self::NodeAddress(_) | Self::SeveralNodes => Exit::Usage,
+            Self::Serve(ServeError::Listen(ListenError::Group(_))) => Exit::Usage,
+            Self::Some { exit, .. } => *exit,
+            Self::Machine(_)
+            | Self::Disk(_)
+            | Self::Output { .. }
+            | Self::HandOver { .. }
+            | Self::Serve(_)
+            | Self::ServeChunks(_)
+            | Self::VmLives(_)
+            | Self::VmEnded(_)
+            | Self::Stream { .. } => Exit::Failure,
         }
     }
 }
@@ -339,6 +466,44 @@ fn print_text(text: &str) -> Result<(), CliError> {
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|source| CliError::Output { what: "to standard output".into(), source })
+}
+
+/// Prints all that comes, as it comes.
+fn copy_out(mut from: impl std::io::Read) -> Result<(), CliError> {
+    use std::io::Write;
+    let output = |source| CliError::Output { what: "to standard output".into(), source };
+    let (mut buffer, mut out) = (vec![0; 16 << 10], std::io::stdout());
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) => return Err(CliError::stream(error)),
+        };
+        // A console's prompt has no end of line.
+        out.write_all(&buffer[..count]).and_then(|()| out.flush()).map_err(output)?;
+    }
+}
+
+/// Does something with each of several VMs; what goes wrong with one does not keep it from the others.
+fn each(
+    names: &[VmName],
+    what: impl Fn(&VmName) -> Result<(), CliError>,
+) -> Result<Exit, CliError> {
+    let mut failed = Vec::new();
+    for name in names {
+        match what(name) {
+            Ok(()) => {}
+            Err(error) if names.len() == 1 => return Err(error),
+            Err(error) => {
+                say(&format!("vmm: {error}\n"));
+                failed.push(error.exit());
+            }
+        }
+    }
+    match failed.first() {
+        None => Ok(Exit::Success),
+        Some(exit) => Err(CliError::Some { failed: failed.len(), all: names.len(), exit: *exit }),
+    }
 }
 
 #[cfg(test)]

@@ -47,6 +47,10 @@ pub enum Given {
     Socket,
     /// The interface of its network, which [`Start::network`] describes.
     Tap,
+    /// A stream to who serves the chunks of its image's disk ([`imgcache::lazy::served`]).
+    Chunks,
+    /// The file of its disk's overlay.
+    Overlay,
 }
 
 /// What a VM is told first.

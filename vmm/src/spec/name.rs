@@ -52,6 +52,16 @@ impl VmName {
         Self(format!("{}{end}", &self.0[..kept]))
     }
 
+    /// A name for a fleet that was given none: no two are likely to be the same.
+    pub fn of_a_fleet() -> Self {
+        let mut bytes = [0; 4];
+        // Should there be no random numbers, fleets can still be told apart by being named.
+        let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+        let letter =
+            |byte: &u8| char::from(b"abcdefghjkmnpqrstuvwxyz23456789ab"[usize::from(byte & 31)]);
+        Self(format!("fleet-{}", bytes.iter().map(letter).collect::<String>()))
+    }
+
     /// As people order names: those that differ in a number at the end by that number.
     pub fn cmp_natural(&self, other: &Self) -> std::cmp::Ordering {
         fn key(name: &VmName) -> (&str, Option<u64>, &str) {
@@ -67,6 +77,19 @@ impl Default for TenantName {
         Self("default".into())
     }
 }
+
+/// What the API's document says of names of images.
+#[derive(Debug, ToSchema)]
+#[schema(
+    as = ImageName,
+    value_type = String,
+    min_length = 1,
+    max_length = 128,
+    // Neither '..' nor '//' is in one.
+    pattern = r"^[A-Za-z0-9]((\.(/\.)*/?|/(\./)*\.?)?[A-Za-z0-9_:@+-])*(\.(/\.)*/?|/(\./)*\.?)?$",
+    example = "debian:12"
+)]
+pub struct ImageNameSchema(#[expect(dead_code, reason = "it describes")] String);
 
 macro_rules! name {
     ($name:ident, $what:literal) => {

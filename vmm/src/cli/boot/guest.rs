@@ -108,6 +108,11 @@ pub struct Around<'a> {
 }
 
 impl GuestOptions {
+    /// The name that it is to have.
+    pub fn name(&self) -> Option<&VmName> {
+        self.name.as_ref()
+    }
+
     /// Checks that the options go together, for a VM that is in a jail or not.
     ///
     /// # Errors

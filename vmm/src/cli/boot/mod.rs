@@ -2,19 +2,23 @@
 
 mod guest;
 mod jailed;
+mod remote;
 mod table;
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use clap::Args;
 use imgcache::client::{Image, ImageClient};
+use imgcache::lazy::ImageSource;
 
 use self::guest::{Around, GuestOptions};
 use self::jailed::JailOptions;
+use self::remote::{Boot, RemoteOptions};
 use super::cache::{self, CacheOptions};
 use super::progress::Progress;
 use super::{CliError, StoreOptions, print_json, print_text, say};
@@ -24,15 +28,18 @@ use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
 use crate::control::images::Opener;
 use crate::control::{self, Control};
+use crate::disk::{self, Counters, Disk};
 use crate::exit::{self, Exit};
 use crate::host;
 use crate::jail::seccomp::Features;
 use crate::jail::{ThreadKind, seal};
 use crate::loader::handed::Handed;
+use crate::machine::processors::queue_counts;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
 use crate::net;
 use crate::size;
 use crate::spec::VmSpec;
+use crate::spec::disk::DiskSpec;
 
 /// Boot a microVM from an image, with the console on this terminal.
 ///
@@ -80,6 +87,9 @@ pub struct BootCommand {
     jail: JailOptions,
 
     #[command(flatten)]
+    remote: RemoteOptions,
+
+    #[command(flatten)]
     cache: CacheOptions,
 
     #[command(flatten)]
@@ -90,7 +100,7 @@ pub struct BootCommand {
 struct Closing(Option<JoinHandle<()>>);
 
 impl Closing {
-    fn begin(image: Image) -> Self {
+    fn begin(image: Arc<Image>) -> Self {
         // Without a thread it is closed at once.
         Self(thread::Builder::new().name("close".into()).spawn(move || drop(image)).ok())
     }
@@ -107,6 +117,11 @@ impl Drop for Closing {
 
 impl BootCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+        if self.remote.is_wanted() {
+            let (spec, name) = (&self.vm, self.guest.name());
+            let boot = Boot { spec, name, timings: self.timings, json: self.json };
+            return self.remote.run(&boot);
+        }
         let mut watch = Stopwatch::start();
         self.guest.check(self.jail.is_jailed())?;
         if self.jail.is_outside() {
@@ -119,7 +134,7 @@ impl BootCommand {
             host::kvm::require_stock_kernels()?;
         }
         let kvm = host::kvm::open()?;
-        let image = self.client(store)?.open(&self.vm.image)?;
+        let image = Arc::new(self.client(store)?.open(&self.vm.image)?);
         // Before memory is made for a kernel that cannot be entered so.
         boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
@@ -141,22 +156,41 @@ impl BootCommand {
             net_counters = Some(counted);
             watch.phase("network");
         }
-        let virtio = machine::virtio_devices(devices);
+        let disk = self.disk_spec(&image)?;
+        let overlay = disk::open_overlay(&disk)?;
+        let has_disk = !matches!(disk, DiskSpec::None {});
+        let mut virtio = machine::virtio_devices(devices);
+        let mut queues = queue_counts(&virtio);
+        queues.extend(has_disk.then_some(disk::QUEUES));
         let loaded = {
-            let progress = Progress::new("loading", image.manifest().data_bytes());
+            let progress = Progress::new("loading", image.manifest().loaded_bytes());
             let add = |bytes| progress.add(bytes);
-            boot::load(&kvm, &image, &vm, &virtio, Some(&add), &mut watch)?
+            boot::load(&kvm, &image, &vm, &queues, Some(&add), &mut watch)?
         };
         let (setup, console) = (self.setup(&image, store)?, self.console()?);
         let (mut image, mut report_file) = (Some(image), None);
         if let Some(confinement) = &self.jail.confinement {
             report_file = self.report.as_deref().map(create_report).transpose()?;
-            // With its threads: a process that confines itself has none.
-            image = None;
-            let features = Features { net: network.is_some(), ..Features::default() };
+            if has_disk && !self.cache.arguments().is_empty() {
+                return Err(CliError::Rights(
+                    "a disk out of a cache is not for a jail, which has no network: pull the image \
+                     to this host's store, or leave the disk out (--disk none)"
+                        .into(),
+                ));
+            }
+            if !has_disk {
+                // With its threads: a process that confines itself has none.
+                image = None;
+            }
+            let features =
+                Features { net: network.is_some(), disk: has_disk, ..Features::default() };
             confinement.enter(features, Vec::new())?;
             watch.phase("jail");
         }
+        // Its threads are started in the jail.
+        let disk = image.as_ref().map(|image| self.disk(image, overlay)).transpose()?.flatten();
+        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
+        virtio.extend(disk.map(|disk| disk.device));
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let around = machine::Around { console, control: end, virtio };
@@ -182,9 +216,17 @@ impl BootCommand {
         }
         let run_ms = milliseconds(ran);
         let control = counters.into();
-        let network = net_counters.map(|counters| counters.read());
-        let guest =
-            GuestReport { outcome, run_ms, kvm, settled, said, control, network, overhead_bytes };
+        let guest = GuestReport {
+            outcome,
+            run_ms,
+            kvm,
+            settled,
+            disk: disk_counters.as_deref().map(Counters::report),
+            said,
+            control,
+            network: net_counters.map(|counters| counters.read()),
+            overhead_bytes,
+        };
         report.guest = Some(guest);
         match self.publish(&report, report_file) {
             // How the guest ended matters more than who was told.
@@ -204,6 +246,22 @@ impl BootCommand {
         let handed =
             handed.map_err(|source| CliError::HandOver { socket: socket.clone(), source })?;
         Ok(ImageClient::new(Box::new(handed)))
+    }
+
+    /// The image's disk, if the guest is to have it.
+    fn disk(&self, image: &Arc<Image>, overlay: Option<File>) -> Result<Option<Disk>, CliError> {
+        let spec = self.disk_spec(image)?;
+        let source = ImageSource::new(Arc::clone(image), self.vm.verify());
+        Ok(disk::device(&spec, &image.id(), Arc::new(source), overlay)?)
+    }
+
+    /// What the guest has of the image's disk.
+    fn disk_spec(&self, image: &Image) -> Result<DiskSpec, CliError> {
+        // A manager hands over what is loaded, and then nothing more.
+        if self.chunks_from.is_some() {
+            return Ok(DiskSpec::None {});
+        }
+        Ok(disk::wanted(self.vm.disk.as_ref(), image.manifest())?)
     }
 
     /// What is behind the control device.

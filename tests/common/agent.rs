@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::common::{Bench, stderr};
+use super::{Bench, stderr};
 
 /// What takes longer hangs, however slow the host.
 pub const HANG: Duration = Duration::from_secs(120);
@@ -159,8 +159,31 @@ impl Agent {
         let vms = self.vms();
         let names: Vec<_> = vms.iter().map(|vm| vm["name"].as_str().unwrap()).collect();
         if !names.is_empty() {
-            self.expect(0, &[&["rm"], names.as_slice()].concat());
+            self.expect(0, &[&["rm", "--force"], names.as_slice()].concat());
         }
+    }
+
+    /// Boots a VM of this name; it runs its guest.
+    pub fn boot(&self, name: &str, image: &str, arguments: &[&str]) {
+        let words = ["boot", "--node", "--detach", "--image", image, "--name", name];
+        self.expect(0, &[&words[..], arguments].concat());
+    }
+
+    /// Waits for the end of a VM; what is known of it then.
+    pub fn ended(&self, name: &str) -> Value {
+        self.wait_until("ended", |agent| agent.in_state("ended").iter().any(|vm| vm == name));
+        self.vm(name)
+    }
+
+    /// The folder of the VM of this name.
+    pub fn vm_folder(&self, name: &str) -> PathBuf {
+        self.run().join("node/vms").join(self.vm(name)["number"].to_string())
+    }
+
+    /// What a VM has printed.
+    pub fn console(&self, name: &str) -> String {
+        let bytes = fs::read(self.vm_folder(name).join("console")).unwrap();
+        String::from_utf8_lossy(&bytes).into_owned()
     }
 
     /// Waits until `condition` holds.
