@@ -39,7 +39,6 @@ pub struct ChunkServerCommand {
 }
 
 /// The words of a command that serves chunks of images from here, to which the image is added.
-#[allow(private_interfaces, reason = "within this crate's command line only")]
 pub fn words(
     store: &StoreOptions,
     cache: &CacheOptions,

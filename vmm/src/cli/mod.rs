@@ -4,7 +4,7 @@
 mod boot;
 mod cache;
 mod check;
-pub mod chunk_server;
+pub(crate) mod chunk_server;
 mod console;
 mod events;
 mod fleet;
