@@ -186,8 +186,7 @@ impl Vm {
         let lock = files.take(Given::Lock)?;
         let kvm = kvm(files.take(Given::Kvm)?);
         let (manifest, pooled) = pooled(start, &mut files)?;
-        let has_disk =
-            disk::wanted(start.spec.disk.as_ref(), &manifest)? != (DiskSpec::None {});
+        let has_disk = disk::wanted(start.spec.disk.as_ref(), &manifest)? != (DiskSpec::None {});
         let id = pooled.id();
         let image = ImageClient::new(Box::new(pooled.clone()))
             .open_exactly(&start.spec.image, pooled.id())?;
