@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
 pub mod disk;
+pub mod limits;
 pub mod name;
 pub mod net;
 
@@ -15,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::disk::DiskSpec;
+use self::limits::LimitsSpec;
 use self::net::NetSpec;
 use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
@@ -99,6 +101,13 @@ pub struct VmSpec {
     #[arg(long)]
     #[serde(default)]
     pub verify_full: bool,
+
+    /// Limits of a jailed VM, NAME=VALUE separated by commas: cpu (processors, such as 1.5),
+    /// cpu-weight, memory-overhead (beyond the guest's RAM), swap, tasks, and for each disk read,
+    /// write (bytes a second), reads, writes (a second).
+    #[arg(long, value_name = "LIMITS", default_value_t, hide_default_value = true)]
+    #[serde(default, skip_serializing_if = "LimitsSpec::is_empty")]
+    pub limits: LimitsSpec,
 }
 
 fn one() -> u8 {
