@@ -102,9 +102,9 @@ impl Fetchers {
     pub fn bring(&self, chunk: ChunkSpan, waited_for: bool) {
         let mut queue = self.0.lock();
         if waited_for {
-            queue.wanted.push_back(chunk)
+            queue.wanted.push_back(chunk);
         } else {
-            queue.ahead.push_back(chunk)
+            queue.ahead.push_back(chunk);
         }
         drop(queue);
         self.0.changed.notify_one();
