@@ -4,6 +4,7 @@
 mod boot;
 mod cache;
 mod check;
+pub(crate) mod chunk_server;
 mod console;
 mod events;
 mod fleet;
@@ -30,6 +31,7 @@ use clap::{Args, Parser, Subcommand};
 use imgcache::client::LoadError;
 use imgcache::image::manifest::ManifestError;
 use imgcache::image::name::ImageName;
+use imgcache::lazy::served::ServeError as ServeChunksError;
 use imgcache::store::{Store, StoreError};
 use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
@@ -39,6 +41,9 @@ use crate::boot::ReadyError;
 use crate::disk::DiskError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
+use crate::jail::cgroup::CgroupError;
+use crate::jail::confine::ConfineError;
+use crate::jail::launch::LaunchError;
 use crate::loader::LoaderError;
 use crate::machine::MachineError;
 use crate::machine::boot::BootError;
@@ -112,6 +117,8 @@ enum Command {
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
     Net(net::NetCommand),
+    #[command(hide = true)]
+    ChunkServer(chunk_server::ChunkServerCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
@@ -150,6 +157,7 @@ impl Cli {
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
             Command::Net(command) => command.run(),
+            Command::ChunkServer(command) => command.run(&self.store),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -205,6 +213,9 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of serving the chunks of a disk.
+    #[error(transparent)]
+    ServeChunks(#[from] ServeChunksError),
     /// Of the guest's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -217,6 +228,15 @@ pub enum CliError {
     /// Of the machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Of starting a VM's process in a jail.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// Of a VM's process that gives up what it does not need.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// Of limits.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// Of the network.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -330,9 +350,13 @@ impl CliError {
             Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
-            Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
-                Exit::HostNotAble
-            }
+            Self::Launch(LaunchError::Argument) => Exit::Usage,
+            Self::Launch(_) | Self::Confine(_) | Self::Cgroup(_) => Exit::HostNotAble,
+            Self::Machine(
+                MachineError::Kvm(_)
+                | MachineError::Seal(_)
+                | MachineError::Boot(BootError::Seed(_)),
+            ) => Exit::HostNotAble,
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
             Self::Client(error) => error.exit(),
@@ -345,6 +369,7 @@ impl CliError {
             | Self::Output { .. }
             | Self::HandOver { .. }
             | Self::Serve(_)
+            | Self::ServeChunks(_)
             | Self::VmLives(_)
             | Self::VmEnded(_)
             | Self::Stream { .. } => Exit::Failure,

@@ -14,6 +14,7 @@
 pub mod clock;
 pub mod error;
 pub mod events;
+mod group;
 pub mod http;
 pub mod launch;
 pub mod options;
@@ -90,7 +91,8 @@ impl Node {
         host::kvm::open()?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.map_err(NodeError::system("open /dev/kvm"))?;
-        let launcher = Launcher::new(kvm).map_err(NodeError::system("find this program"))?;
+        let launcher =
+            Launcher::new(kvm, !options.no_jail).map_err(NodeError::system("start VMs"))?;
         let vms = Vms::create(folder.join("vms"));
         let vms = vms.map_err(NodeError::system("make the folder of VMs"))?;
         let listeners = Listeners::default();
@@ -120,6 +122,13 @@ impl Node {
         }));
         recover::find_vms(&node.0);
         Ok(node)
+    }
+
+    /// Says by which words this program serves the chunks of images' disks, from where the agent's
+    /// images come from ([`chunk_server::words`](crate::cli::chunk_server::words)): once, before any VM
+    /// with a disk is booted. Without it they come from this user's store.
+    pub fn serve_chunks_by(&self, words: Vec<std::ffi::OsString>) {
+        self.0.launcher.serve_chunks_by(words);
     }
 
     /// Boots a VM: returns when its process has been started and given what it needs; its image is
