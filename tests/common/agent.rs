@@ -134,8 +134,7 @@ impl Agent {
     pub fn in_state(&self, state: &str) -> Vec<String> {
         let vms = self.vms();
         let named = vms.iter().filter(|vm| vm["state"] == state);
-        let mut names: Vec<_> =
-            named.map(|vm| vm["name"].as_str().unwrap().to_owned()).collect();
+        let mut names: Vec<_> = named.map(|vm| vm["name"].as_str().unwrap().to_owned()).collect();
         names.sort();
         names
     }
