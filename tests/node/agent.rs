@@ -55,7 +55,8 @@ impl Agent {
     /// Starts another, in the same folder, where there is none any more.
     pub fn start_again(&mut self, arguments: &[&str], change: impl FnOnce(&mut Command)) {
         assert!(self.child.is_none());
-        let all = [&["node", "--pool", "512M", "--max-vms", "20"], arguments].concat();
+        let room = if arguments.contains(&"--max-vms") { &[][..] } else { &["--max-vms", "20"] };
+        let all = [&["node", "--pool", "512M"], room, arguments].concat();
         let mut command = self.vmm(&all);
         let log = File::options().create(true).append(true).open(self.log()).unwrap();
         command.stdout(Stdio::piped()).stderr(log);

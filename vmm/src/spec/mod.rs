@@ -134,6 +134,8 @@ impl VmSpec {
         if self.cmdline_append.as_ref().is_some_and(|text| text.chars().count() > MAX_APPEND) {
             return Err(format!("'spec.cmdline_append': at most {MAX_APPEND} characters"));
         }
+        self.net.check().map_err(|error| format!("'spec.net': {error}"))?;
+        self.limits.check().map_err(|error| format!("'spec.limits': {error}"))?;
         Ok(())
     }
 

@@ -124,7 +124,7 @@ impl Agent {
         description = "The node agent of one host: boots VMs out of a pool of images. Errors are always an \
                        `ErrorBody`. No request waits for more than five minutes, but for streams."
     ),
-    components(schemas(crate::api::NodeEvent)),
+    components(schemas(crate::api::ErrorBody, crate::api::NodeEvent)),
     tags(
         (name = TAG_VMS, description = "VMs of the node"),
         (name = TAG_IMAGES, description = "The pool of images"),

@@ -48,8 +48,6 @@ pub async fn create(
     JsonBody(wish): JsonBody<CreateVm>,
 ) -> Result<impl IntoResponse, ApiError> {
     wish.spec.check().map_err(|error| ApiError::new("invalid", error))?;
-    let net = wish.spec.net.check();
-    net.map_err(|error| ApiError::new("invalid", format!("'spec.net': {error}")))?;
     let vm = agent.turn(move |node| node.create(&wish)).await?;
     let location = [(header::LOCATION, format!("/v1/vms/{}", vm.name))];
     Ok((StatusCode::CREATED, location, Json(vm)))
