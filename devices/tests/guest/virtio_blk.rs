@@ -226,7 +226,7 @@ impl Driver {
 
     /// As the event loop would: for as long as there is something.
     fn handle_host_event(&mut self) {
-        while self.event.read().is_ok() {
+        while self.event.clear() {
             self.event.signal();
             self.transport.handle_host_event();
         }
