@@ -39,7 +39,7 @@ pub struct ChunkServerCommand {
 }
 
 /// The words of a command that serves chunks of images from here, to which the image is added.
-pub(in crate::cli) fn words(
+pub(super) fn words(
     store: &StoreOptions,
     cache: &CacheOptions,
     load: &cache::LoadOptions,
