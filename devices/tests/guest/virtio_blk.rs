@@ -353,7 +353,6 @@ fn requests_that_make_no_sense_never_reach_the_backend() {
         (READ, u64::MAX, Some((512, WRITE))),
         (READ, 0, Some((511, WRITE))),
         (READ, 0, Some((limit + 512, WRITE))),
-        (READ, 0, Some((u32::MAX, WRITE))),
         (READ, 0, Some((512, 0))),
         (WRITE_OUT, 0, Some((512, WRITE))),
         (WRITE_OUT, 0, Some((100, 0))),
