@@ -9,6 +9,7 @@ mod status;
 
 pub mod mmio;
 pub mod rng;
+pub mod vsock;
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -7,3 +7,9 @@ mod driver;
 mod malicious;
 #[cfg(test)]
 mod virtio_rng;
+#[cfg(test)]
+mod virtio_vsock;
+#[cfg(test)]
+mod vsock_driver;
+#[cfg(test)]
+mod vsock_hostile;
