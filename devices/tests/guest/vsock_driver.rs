@@ -48,7 +48,6 @@ pub fn used(queue: usize) -> u64 {
 pub struct Driver {
     pub transport: MmioTransport<Vsock>,
     pub memory: GuestMemoryMmap,
-    pub interrupt: EventFd,
     pub folder: TempDir,
     available: [u16; 3],
     seen: [u16; 3],
@@ -64,9 +63,9 @@ impl Driver {
         let device = Vsock::with_settings(CID, listener, dialer, settings).unwrap();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
-        let line = InterruptLine::new(interrupt.try_clone().unwrap());
+        let line = InterruptLine::new(interrupt);
         let transport = MmioTransport::new(device, memory.clone(), line).unwrap();
-        Self { transport, memory, interrupt, folder, available: [0; 3], seen: [0; 3] }
+        Self { transport, memory, folder, available: [0; 3], seen: [0; 3] }
     }
 
     /// A started one, with buffers for `buffers` packets.
@@ -96,12 +95,12 @@ impl Driver {
             self.write(0x20, features);
         }
         self.write(STATUS, FEATURES_OK);
-        for queue in 0..3 {
-            let zeros = [0; 0xc000];
+        for (queue, size) in SIZES.into_iter().enumerate() {
+            let zeros = vec![0; 0xc000];
             self.memory.write_slice(&zeros, GuestAddress(table(queue))).unwrap();
             let number = u32::try_from(queue).unwrap();
             self.write(0x30, number);
-            self.write(0x38, SIZES[queue].into());
+            self.write(0x38, size.into());
             for (offset, address) in
                 [(0x80, table(queue)), (0x90, available(queue)), (0xa0, used(queue))]
             {

@@ -205,7 +205,9 @@ pub struct Occurrence {
     pub readable: bool,
     /// There may be room.
     pub writable: bool,
-    /// The other side is gone altogether.
+    /// The other side sends no more.
+    pub ended: bool,
+    /// It is gone altogether.
     pub hung_up: bool,
 }
 
@@ -269,6 +271,7 @@ impl Poller {
                 token: data.u64(),
                 readable: flags.intersects(EventFlags::IN | EventFlags::RDHUP | gone),
                 writable: flags.intersects(EventFlags::OUT | gone),
+                ended: flags.intersects(EventFlags::RDHUP | gone),
                 hung_up: flags.intersects(gone),
             }
         }));

@@ -110,6 +110,7 @@ impl Hub {
     pub fn clear(&mut self) {
         for index in 0..self.slots.len() {
             self.release(index);
+            self.slots[index].queued = false;
         }
         self.ready.clear();
         self.replies.clear();
@@ -315,7 +316,12 @@ impl Hub {
         let Some(index) = self.slot_of(occurrence.token) else { return };
         match &mut self.slots[index].content {
             Use::Free => {}
-            Use::Handshake(_) => self.shake_hands(index),
+            // Nobody is there any more who could be answered.
+            Use::Handshake(_) if occurrence.hung_up => {
+                Counters::add(&self.counters.refused, 1);
+                self.release(index);
+            }
+            Use::Handshake(_) => self.shake_hands(index, occurrence.ended),
             Use::Connection(connection) => {
                 if occurrence.hung_up && connection.is_requested() {
                     let ports = connection.ports;
@@ -361,8 +367,8 @@ impl Hub {
         }
     }
 
-    /// Reads what a program of the host asks for, if it is there.
-    fn shake_hands(&mut self, index: usize) {
+    /// Reads what a program of the host asks for, if it is there; `ended` says that no more comes.
+    fn shake_hands(&mut self, index: usize, ended: bool) {
         let Use::Handshake(stream) = &self.slots[index].content else { return };
         let mut line = [0; handshake::MAX_LINE];
         let peeked = match stream.peek(&mut line) {
@@ -371,8 +377,8 @@ impl Hub {
             Received::End | Received::Gone => handshake::Line::Wrong,
         };
         let (port, length) = match peeked {
-            handshake::Line::Incomplete => return,
-            handshake::Line::Wrong => {
+            handshake::Line::Incomplete if !ended => return,
+            handshake::Line::Incomplete | handshake::Line::Wrong => {
                 Counters::add(&self.counters.refused, 1);
                 self.release(index);
                 return;

@@ -105,18 +105,24 @@ impl Header {
 
     /// Writes it.
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        let fields: [&[u8]; 10] = [
+            &self.source_cid.to_le_bytes(),
+            &self.destination_cid.to_le_bytes(),
+            &self.source_port.to_le_bytes(),
+            &self.destination_port.to_le_bytes(),
+            &self.length.to_le_bytes(),
+            &self.kind.to_le_bytes(),
+            &self.operation.to_le_bytes(),
+            &self.flags.to_le_bytes(),
+            &self.room.to_le_bytes(),
+            &self.forwarded.to_le_bytes(),
+        ];
         let mut bytes = [0; HEADER_BYTES];
-        let mut rest = &mut bytes[..];
-        put(&mut rest, &self.source_cid.to_le_bytes());
-        put(&mut rest, &self.destination_cid.to_le_bytes());
-        put(&mut rest, &self.source_port.to_le_bytes());
-        put(&mut rest, &self.destination_port.to_le_bytes());
-        put(&mut rest, &self.length.to_le_bytes());
-        put(&mut rest, &self.kind.to_le_bytes());
-        put(&mut rest, &self.operation.to_le_bytes());
-        put(&mut rest, &self.flags.to_le_bytes());
-        put(&mut rest, &self.room.to_le_bytes());
-        put(&mut rest, &self.forwarded.to_le_bytes());
+        let mut at = 0;
+        for field in fields {
+            bytes[at..at + field.len()].copy_from_slice(field);
+            at += field.len();
+        }
         bytes
     }
 }
@@ -126,12 +132,6 @@ fn take<const N: usize>(rest: &mut &[u8]) -> [u8; N] {
         rest.split_first_chunk().expect("a header has as many bytes as its fields");
     *rest = others;
     *first
-}
-
-fn put(rest: &mut &mut [u8], field: &[u8]) {
-    let (place, others) = std::mem::take(rest).split_at_mut(field.len());
-    place.copy_from_slice(field);
-    *rest = others;
 }
 
 /// The memory that a chain of descriptors names, as far as it is guest memory.
