@@ -9,6 +9,7 @@ use crate::image::name::ImageName;
 use crate::key::ManifestId;
 use crate::parallel;
 use crate::transport::cluster::CacheReport;
+use crate::transport::prepared::PreparedFile;
 use crate::transport::{ChunkRead, MappableExtent, Session, Transport, TransportError};
 
 /// How often [`ImageClient::open`] resolves a name whose manifest was replaced meanwhile.
@@ -62,6 +63,8 @@ pub enum Verification {
     Checksum,
     /// By BLAKE3.
     Full,
+    /// When it was put where it is; nobody could write to it since.
+    Prepared,
 }
 
 /// Called with the bytes that were verified since the last call; from any thread.
@@ -155,6 +158,14 @@ impl ImageClient {
         Self { transport }
     }
 
+    /// The manifest that `name` stands for now.
+    ///
+    /// # Errors
+    /// [`LoadError::NotFound`] if there is none; else why it cannot be found out.
+    pub fn resolve(&self, name: &ImageName) -> Result<ManifestId, LoadError> {
+        self.transport.resolve(name).map_err(|error| failed(name, error))
+    }
+
     /// Opens the image with this manifest, which is to be called `name` in reports, whether or not the
     /// name stands for it still.
     ///
@@ -225,6 +236,11 @@ impl Image {
         self.session.mappable()
     }
 
+    /// The file that holds all of it as the guest will find it, where it is held so.
+    pub fn prepared(&self) -> Option<&PreparedFile> {
+        self.session.prepared()
+    }
+
     /// Fills and verifies all of `targets`; they should be in ascending order of address.
     ///
     /// # Errors
@@ -237,6 +253,7 @@ impl Image {
     ) -> Result<LoadReport, LoadError> {
         let manifest = self.session.manifest();
         let verify = match options.verify {
+            Verify::Auto if self.session.prepared().is_some() => Verification::Prepared,
             Verify::Auto if self.session.sealed() => Verification::Checksum,
             Verify::Auto | Verify::Full => Verification::Full,
         };
@@ -273,6 +290,7 @@ impl Image {
             let good = match verify {
                 Verification::Checksum => chunk.entry.has_checksum(content),
                 Verification::Full => chunk.entry.has_key(content),
+                Verification::Prepared => true,
             };
             if good && let Some(progress) = options.progress {
                 progress(u64::from(chunk.length));

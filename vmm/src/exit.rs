@@ -51,6 +51,49 @@ Exit codes:
   128+N  ended by signal N; 130 also at the console (Ctrl-A x)";
 
 impl Exit {
+    /// What a code means, as the table says it; nothing for one that is not in it.
+    pub fn meaning(code: u8) -> Option<&'static str> {
+        let line = |line: &'static str| {
+            let (number, meaning) = line.trim_start().split_once("  ")?;
+            (number.parse() == Ok(code)).then_some(meaning.trim_start())
+        };
+        TABLE.lines().find_map(line)
+    }
+
+    /// The end that this code stands for; nothing for one that is none of the table's.
+    pub fn of_code(code: u8) -> Option<Self> {
+        const ALL: [Exit; 12] = [
+            Exit::Success,
+            Exit::Failure,
+            Exit::Usage,
+            Exit::ImageNotFound,
+            Exit::ImageDamaged,
+            Exit::HostNotAble,
+            Exit::BadInput,
+            Exit::DoesNotFit,
+            Exit::CacheUnavailable,
+            Exit::GuestPanicked,
+            Exit::GuestTripleFault,
+            Exit::GuestReset,
+        ];
+        let signal = || code.checked_sub(128).filter(|signal| *signal > 0).map(Self::Signal);
+        ALL.into_iter().find(|exit| exit.code() == code).or_else(signal)
+    }
+
+    /// The code for an error of the node agent, by its kind
+    /// ([`ErrorBody`](crate::api::ErrorBody)).
+    pub fn of_kind(kind: &str) -> Self {
+        match kind {
+            "bad_request" => Self::Usage,
+            "image_not_found" => Self::ImageNotFound,
+            "image_damaged" => Self::ImageDamaged,
+            "image_does_not_fit" => Self::DoesNotFit,
+            "cache_unavailable" => Self::CacheUnavailable,
+            "host" | "capacity" | "draining" => Self::HostNotAble,
+            _ => Self::Failure,
+        }
+    }
+
     /// The number.
     pub fn code(self) -> u8 {
         match self {
@@ -108,5 +151,7 @@ mod tests {
             assert!(TABLE.contains(&line), "{exit:?}");
         }
         assert_eq!(Exit::from(&Outcome::Quit).code(), 130);
+        assert_eq!(Exit::meaning(12), Some("the guest restarted itself"));
+        assert_eq!(Exit::meaning(9), None);
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use vmm::cli::Cli;
 use vmm::machine::terminal;
+use vmm::process;
 
 fn main() -> ExitCode {
     // The terminal's guardian is this program too, and must start before all else.
@@ -13,6 +14,10 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::FAILURE,
         };
+    }
+    if std::env::args_os().nth(1).is_some_and(|first| first == process::ARGUMENT) {
+        vmm::cli::logging::start(0);
+        return process::main();
     }
     let cli = Cli::parse();
     vmm::cli::logging::start(cli.verbose);

@@ -4,3 +4,4 @@ pub mod import;
 pub mod manifest;
 pub mod name;
 pub mod plan;
+pub mod prepared;

@@ -7,6 +7,7 @@
 
 pub mod cluster;
 pub mod embedded;
+pub mod prepared;
 pub mod verbs;
 
 use std::fs::File;
@@ -17,6 +18,7 @@ use crate::image::name::ImageName;
 use crate::key::{ChunkKey, ManifestId};
 use crate::store::StoreError;
 use cluster::{CacheReport, ClusterError};
+use prepared::PreparedFile;
 
 /// One chunk to be brought, and where it lands.
 #[derive(Debug)]
@@ -81,6 +83,12 @@ pub trait Session: Send + Sync + std::fmt::Debug {
 
     /// What can be mapped instead of read. Empty where the store is elsewhere.
     fn mappable(&self) -> Vec<MappableExtent>;
+
+    /// The file that holds all of the image as the guest will find it, verified when it was put
+    /// there, where it is held so.
+    fn prepared(&self) -> Option<&PreparedFile> {
+        None
+    }
 
     /// Brings all of `reads`; returns when each buffer holds what `accept` took for its chunk.
     ///

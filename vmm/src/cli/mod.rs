@@ -20,6 +20,7 @@ use imgcache::store::{Store, StoreError};
 use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
 
+use crate::boot::ReadyError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
 use crate::loader::LoaderError;
@@ -183,6 +184,16 @@ pub enum CliError {
         /// The reason.
         source: std::io::Error,
     },
+}
+
+impl From<ReadyError> for CliError {
+    fn from(error: ReadyError) -> Self {
+        match error {
+            ReadyError::Memory(error) => Self::Memory(error),
+            ReadyError::Loader(error) => Self::Loader(error),
+            ReadyError::Machine(error) => Self::Machine(error),
+        }
+    }
 }
 
 impl CliError {

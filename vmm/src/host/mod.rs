@@ -5,4 +5,5 @@ pub mod footprint;
 pub mod hugepages;
 pub mod kvm;
 pub mod limits;
+pub mod memory;
 pub mod pagemap;

@@ -1,12 +1,15 @@
 //! From a name to a guest whose memory holds the image, everything verified.
 //!
 //! Two ways into guest memory, chosen for each part by what the guest pays later:
-//! - *copied*: read straight to the final address. The kernel always goes this way: the guest
-//!   patches its own text and writes its data, which would break a mapping up page by page.
-//! - *mapped*: the store's own pages, privately and copy-on-write. Only a ramdisk goes this way,
-//!   which is not needed at once, and only where the host has it in 2 MiB pages: mapped in 4 KiB
-//!   pages it would cost the guest a fault for each. The machine makes it the guest's own memory
-//!   while the guest starts ([`machine::settle`](crate::machine::settle)).
+//! - *copied*: read straight to the final address.
+//! - *mapped*: the host's own pages, privately and copy-on-write, and only where the host has them in
+//!   2 MiB pages: mapped in 4 KiB pages they would cost the guest a fault for each. The machine makes
+//!   what is mapped the guest's own memory while the guest starts
+//!   ([`machine::settle`](crate::machine::settle)).
+//!
+//! A ramdisk, which is not needed at once, is mapped out of a store or a pool. A kernel patches its own
+//! text and writes its data, which breaks a mapping up page by page: out of a store it is copied.
+//! Out of a pool it is mapped, since there the VMs are many, and copied while it starts.
 
 pub mod handed;
 pub mod warm;
@@ -16,7 +19,9 @@ use std::ops::Range;
 use imgcache::client::{Image, LoadError, LoadOptions, LoadReport, Progress, Target, Verify};
 use imgcache::image::manifest::SegmentKind;
 use imgcache::image::plan::{self, GuestLayout, Landing, PlanError};
+use imgcache::image::prepared::AreaPlace;
 use imgcache::transport::ChunkRead;
+use imgcache::transport::prepared::PreparedFile;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -40,11 +45,30 @@ pub enum RamdiskChoice {
     Copy,
 }
 
+/// How a kernel gets into guest memory.
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize, ToSchema,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum KernelChoice {
+    /// Out of the pool of a node agent mapped, and made the guest's own memory while the guest starts;
+    /// else copied.
+    #[default]
+    Auto,
+    /// As auto, but what is mapped stays so: the guest then has copies only of the pages that it
+    /// writes, and pays a fault for each.
+    Map,
+    /// Copied before the guest starts.
+    Copy,
+}
+
 /// What a load is to do.
 #[derive(Clone, Copy)]
 pub struct Options<'a> {
     /// How thoroughly chunks are verified.
     pub verify: Verify,
+    /// How the kernel gets into guest memory.
+    pub kernel: KernelChoice,
     /// How the ramdisk gets into guest memory.
     pub ramdisk: RamdiskChoice,
     /// Whom to tell about progress.
@@ -55,6 +79,7 @@ impl std::fmt::Debug for Options<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Options")
             .field("verify", &self.verify)
+            .field("kernel", &self.kernel)
             .field("ramdisk", &self.ramdisk)
             .finish_non_exhaustive()
     }
@@ -96,6 +121,12 @@ struct Arrival {
     mapped: bool,
 }
 
+impl Arrival {
+    fn length(&self) -> u64 {
+        self.address.end - self.address.start
+    }
+}
+
 /// Loads `image` into `ram`, which must be fresh.
 ///
 /// # Errors
@@ -113,11 +144,18 @@ pub fn land(
     let landings = plan::place(manifest, &machine)
         .map_err(|source| LoaderError::Plan { image: image.name().to_string(), source })?;
 
-    let mapped = match options.ramdisk {
-        RamdiskChoice::Auto | RamdiskChoice::Map => map_extents(image, &landings, ram)?,
-        RamdiskChoice::Copy => Vec::new(),
+    let mapped = match image.prepared() {
+        Some(file) => map_areas(image, file, &landings, ram, options)?,
+        None if options.ramdisk == RamdiskChoice::Copy => Vec::new(),
+        None => map_extents(image, &landings, ram, options.ramdisk == RamdiskChoice::Auto)?,
     };
     let mut arrivals = arrivals(image, &landings, &mapped);
+    // What a pool holds was verified when it came there.
+    let trusted: u64 = if image.prepared().is_some() && options.verify == Verify::Auto {
+        arrivals.extract_if(.., |arrival| arrival.mapped).map(|arrival| arrival.length()).sum()
+    } else {
+        0
+    };
     arrivals.sort_by_key(|arrival| arrival.address.start);
     let zones: Vec<_> = arrivals.iter().map(|arrival| arrival.address.clone()).collect();
     let targets = ram
@@ -134,7 +172,8 @@ pub fn land(
         })
         .collect();
     let load = LoadOptions { verify: options.verify, progress: options.progress };
-    let report = image.load(targets, &load)?;
+    let mut report = image.load(targets, &load)?;
+    report.bytes_mapped += trusted;
 
     let initrd = landings
         .iter()
@@ -151,6 +190,7 @@ fn map_extents(
     image: &Image,
     landings: &[Landing],
     ram: &mut GuestRam,
+    settles: bool,
 ) -> Result<Vec<Range<u64>>, MemoryError> {
     let mut mapped = Vec::new();
     for extent in image.mappable() {
@@ -162,10 +202,49 @@ fn map_extents(
         if !guest.is_multiple_of(layout::HUGE_PAGE) {
             continue;
         }
-        let parts = ram.map_file(guest, &extent.file, extent.file_offset, extent.length)?;
+        let parts =
+            ram.map_file(guest, &extent.file, extent.file_offset, extent.length, settles)?;
         // The RAM keeps the file from now on: what keeps the store from reusing its space is this
         // process' lock on it.
         mapped.extend(parts);
+    }
+    Ok(mapped)
+}
+
+/// Maps those areas of a file of the pool that are to be mapped; returns the guest-physical ranges.
+fn map_areas(
+    image: &Image,
+    prepared: &PreparedFile,
+    landings: &[Landing],
+    ram: &mut GuestRam,
+    options: &Options<'_>,
+) -> Result<Vec<Range<u64>>, MemoryError> {
+    let huge = prepared.huge_pages;
+    let kernel = match options.kernel {
+        KernelChoice::Auto => huge.then_some(true),
+        KernelChoice::Map => Some(false),
+        KernelChoice::Copy => None,
+    };
+    let ramdisk = match options.ramdisk {
+        RamdiskChoice::Auto => huge.then_some(true),
+        RamdiskChoice::Map => Some(false),
+        RamdiskChoice::Copy => None,
+    };
+    let mut mapped = Vec::new();
+    for area in prepared.layout.areas() {
+        let (guest, settles) = match area.place {
+            AreaPlace::Fixed(address) => (Some(address), kernel),
+            AreaPlace::Segment(index) => {
+                let landing = landings.iter().find(|landing| landing.segment == index);
+                let is_ramdisk = image.manifest().initrd().is_some_and(|(at, _)| at == index);
+                let choice = if is_ramdisk { ramdisk } else { kernel };
+                (landing.map(|landing| landing.address), choice)
+            }
+        };
+        if let (Some(guest), Some(settles)) = (guest, settles) {
+            let (file, offset) = (&prepared.file, area.offset);
+            mapped.push(ram.map_whole(guest, file, offset, area.length, settles)?);
+        }
     }
     Ok(mapped)
 }

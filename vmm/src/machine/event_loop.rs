@@ -11,16 +11,18 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::attach::SocketEvents;
 use super::console::ConsoleInput;
 use super::control_events::ControlEvents;
 use super::event::MachineEvent;
 use super::mapped::MappedPart;
 use super::outcome::Outcome;
 use super::routes::RouteTable;
+use super::running::RunningVcpus;
 use super::settle::Settling;
 use super::signals::Signals;
 use super::terminal::RawTerminal;
-use super::{Life, Machine, MachineError, Virtio, vcpu};
+use super::{Keyboard, Life, Machine, MachineError, Virtio, vcpu};
 
 /// How long a guest that has reported a panic may go on: to print the rest, or to restart.
 const PANIC_GRACE: Duration = Duration::from_secs(1);
@@ -34,6 +36,7 @@ pub struct Verdict {
     failure: RefCell<Option<String>>,
     panicked: Cell<Option<Instant>>,
     settle: Cell<bool>,
+    start: Cell<bool>,
 }
 
 impl Verdict {
@@ -51,6 +54,11 @@ impl Verdict {
             outcome
         };
         self.outcome.set(Some(outcome));
+    }
+
+    /// The guest may begin.
+    pub fn start(&self) {
+        self.start.set(true);
     }
 
     /// The VM cannot go on, for a reason that is not the guest's.
@@ -71,12 +79,28 @@ pub fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Starts the processors and waits for the guest's end. `mapped` is to become the guest's own memory.
-pub fn run(
-    machine: &Machine,
-    vcpus: Vec<VcpuFd>,
-    mapped: Vec<MappedPart>,
-) -> Result<Life, MachineError> {
+/// What a guest's life begins with.
+pub struct Beginning {
+    /// Its processors.
+    pub vcpus: Vec<VcpuFd>,
+    /// What is to become its own memory.
+    pub mapped: Vec<MappedPart>,
+    /// Where its console's input comes from.
+    pub keyboard: Keyboard,
+    /// Whether it begins only when it is told to.
+    pub hold: bool,
+}
+
+/// A guest that runs.
+struct Begun {
+    running: RunningVcpus,
+    settling: Option<Settling>,
+    at: Instant,
+}
+
+/// Starts the processors, as soon as it may, and waits for the guest's end.
+pub fn run(machine: &Machine, beginning: Beginning) -> Result<Life, MachineError> {
+    let Beginning { vcpus, mapped, keyboard, hold } = beginning;
     let verdict = Rc::new(Verdict::default());
     let mut manager = EventManager::<Box<dyn MutEventSubscriber + '_>>::new()
         .map_err(|error| MachineError::Failed(format!("event loop: {error}")))?;
@@ -88,24 +112,31 @@ pub fn run(
     }
     manager.add_subscriber(Box::new(ControlEvents::new(&machine.control, verdict.clone())));
     let mut terminal = None;
-    if machine.keyboard {
-        manager.add_subscriber(Box::new(ConsoleInput::new(&machine.serial, verdict.clone())?));
-        terminal = RawTerminal::enter().map_err(MachineError::system("set up the terminal"))?;
-    }
-    let mut settling = None;
-    if !mapped.is_empty() {
-        let new = Settling::start(mapped).map_err(MachineError::system("make an eventfd"))?;
-        manager
-            .add_subscriber(Box::new(SettleEvents { wake: new.wake(), verdict: verdict.clone() }));
-        settling = Some(new);
+    match keyboard {
+        Keyboard::None => {}
+        Keyboard::Terminal => {
+            manager.add_subscriber(Box::new(ConsoleInput::new(&machine.serial, verdict.clone())?));
+            terminal = RawTerminal::enter().map_err(MachineError::system("set up the terminal"))?;
+        }
+        Keyboard::Socket(socket) => {
+            let socket = SocketEvents::new(socket, &machine.serial, verdict.clone())?;
+            manager.add_subscriber(Box::new(socket));
+        }
     }
     if let Some(failure) = verdict.failure.take() {
         return Err(MachineError::Failed(failure));
     }
-    machine.control.end.begin();
-    let mut running = vcpu::start(vcpus, &machine.platform)
-        .map_err(MachineError::system("start the processors"))?;
+    let mut waiting = Some((vcpus, mapped));
+    let mut begun = None;
+    if !hold {
+        verdict.start();
+    }
     let outcome = loop {
+        if verdict.start.take()
+            && let Some((vcpus, mapped)) = waiting.take()
+        {
+            begun = Some(begin(machine, vcpus, mapped, &mut manager, &verdict)?);
+        }
         let timeout = if verdict.panicked.get().is_some() { PANIC_POLL_MS } else { -1 };
         match manager.run_with_timeout(timeout) {
             Ok(_) => {}
@@ -113,8 +144,8 @@ pub fn run(
             Err(error) => break Err(MachineError::Failed(format!("event loop: {error}"))),
         }
         if verdict.settle.take()
-            && let Some(settling) = &mut settling
-            && let Err(error) = settling.step(&mut running)
+            && let Some(Begun { running, settling: Some(settling), .. }) = &mut begun
+            && let Err(error) = settling.step(running)
         {
             verdict.fail(error.to_string());
         }
@@ -129,12 +160,34 @@ pub fn run(
         }
     };
     // First, since what is not in place yet is nobody's memory.
-    let settled = settling.as_mut().map(Settling::end);
+    let settled = begun.as_mut().and_then(|begun| begun.settling.as_mut()).map(Settling::end);
+    let ran = begun.as_ref().map(|begun| begun.at.elapsed()).unwrap_or_default();
     // While everything is still there.
-    let life = outcome.map(|outcome| machine.account(outcome, settled));
-    drop(running);
+    let life = outcome.map(|outcome| machine.account(outcome, ran, settled));
+    drop(begun);
     drop(terminal);
     life
+}
+
+/// Starts the processors.
+fn begin<'m>(
+    machine: &'m Machine,
+    vcpus: Vec<VcpuFd>,
+    mapped: Vec<MappedPart>,
+    manager: &mut EventManager<Box<dyn MutEventSubscriber + 'm>>,
+    verdict: &Rc<Verdict>,
+) -> Result<Begun, MachineError> {
+    let mut settling = None;
+    if !mapped.is_empty() {
+        let new = Settling::start(mapped).map_err(MachineError::system("make an eventfd"))?;
+        manager
+            .add_subscriber(Box::new(SettleEvents { wake: new.wake(), verdict: verdict.clone() }));
+        settling = Some(new);
+    }
+    machine.control.end.begin();
+    let running = vcpu::start(vcpus, &machine.platform)
+        .map_err(MachineError::system("start the processors"))?;
+    Ok(Begun { running, settling, at: Instant::now() })
 }
 
 /// Why a guest that reset itself did so.

@@ -24,6 +24,8 @@ pub struct MappedPart {
     pub(super) file_offset: u64,
     /// What the RAM is made of where it is not mapped.
     pub(super) backing: Backing,
+    /// Whether it is to become the guest's own memory while the guest starts.
+    pub(super) settles: bool,
 }
 
 /// Why a part is not memory of the guest's own.
@@ -187,6 +189,7 @@ pub(super) mod tests {
             file: Arc::new(file),
             file_offset: 0,
             backing: Backing::Thp,
+            settles: true,
         }
     }
 

@@ -201,9 +201,10 @@ impl GuestRam {
         &self.ranges
     }
 
-    /// What is mapped from files, with these files: to be kept for as long as anything is.
-    pub(super) fn take_mapped(&mut self) -> Vec<MappedPart> {
-        std::mem::take(&mut self.mapped)
+    /// What is mapped from files and is to become the guest's own memory, with these files: to be
+    /// kept for as long as anything is mapped.
+    pub(super) fn take_settling(&mut self) -> Vec<MappedPart> {
+        self.mapped.extract_if(.., |part| part.settles).collect()
     }
 
     /// Checked access for devices and boot structures. A clone must not outlive this: the machine
@@ -254,7 +255,8 @@ impl GuestRam {
     /// parts that the host has in 2 MiB pages, whose guest-physical ranges are returned. The rest
     /// stays as it was. `file` is kept open, and with it its locks, for as long as it is mapped.
     ///
-    /// All numbers must be multiples of 2 MiB.
+    /// All numbers must be multiples of 2 MiB. `settles` says whether it is to become the guest's own
+    /// memory while the guest starts.
     ///
     /// # Errors
     /// A range outside RAM, or the kernel's refusal.
@@ -264,36 +266,58 @@ impl GuestRam {
         file: &Arc<File>,
         file_offset: u64,
         length: u64,
+        settles: bool,
     ) -> Result<Vec<Range<u64>>, MemoryError> {
+        // Looked at elsewhere first: what is not in huge pages leaves the RAM there untouched.
+        let huge = mapping::in_huge_pages(file, file_offset, length)
+            .map_err(|source| MemoryError::Map { what: MAP_IMAGE, length, source })?;
+        let part = |part: Range<u64>| {
+            let (from, length) = (guest.saturating_add(part.start), part.end - part.start);
+            self.map_whole(from, file, file_offset + part.start, length, settles)
+        };
+        huge.into_iter().map(part).collect()
+    }
+
+    /// Maps `length` bytes of `file` as [`map_file`](Self::map_file) does, whatever pages the host has
+    /// them in; returns where the guest sees them.
+    ///
+    /// # Errors
+    /// A range outside RAM, or the kernel's refusal.
+    pub fn map_whole(
+        &mut self,
+        guest: u64,
+        file: &Arc<File>,
+        file_offset: u64,
+        length: u64,
+        settles: bool,
+    ) -> Result<Range<u64>, MemoryError> {
         let range = guest..guest.saturating_add(length);
         let aligned = [guest, file_offset, length].iter().all(|n| n.is_multiple_of(HUGE_PAGE));
         let Some(ram) = self.range_of(&range).filter(|_| aligned) else {
             return Err(MemoryError::Range { start: range.start, end: range.end });
         };
-        let error = |source| MemoryError::Map { what: "map the image into a part", length, source };
-        // Looked at elsewhere first: what is not in huge pages leaves the RAM there untouched.
-        let huge = mapping::in_huge_pages(file, file_offset, length).map_err(error)?;
         let start = guest - ram.guest.start;
-        let mut mapped = Vec::new();
-        for part in &huge {
-            let place = start + part.start..start + part.end;
-            // SAFETY: `&mut self` says that no landing zone is lent, and devices and vCPUs get
-            // this memory only when a machine has taken it over.
-            unsafe { ram.mapping.put_file(&place, file, file_offset + part.start) }
-                .map_err(error)?;
-            mapped.push(MappedPart {
-                guest: guest + part.start..guest + part.end,
-                place,
-                mapping: ram.mapping.clone(),
-                file: file.clone(),
-                file_offset: file_offset + part.start,
-                backing: self.backing,
-            });
-        }
-        self.mapped.extend(mapped);
-        Ok(huge.into_iter().map(|part| guest + part.start..guest + part.end).collect())
+        let place = start..start + length;
+        // SAFETY: `&mut self` says that no landing zone is lent, and devices and vCPUs get this
+        // memory only when a machine has taken it over.
+        unsafe { ram.mapping.put_file(&place, file, file_offset) }
+            .map_err(|source| MemoryError::Map { what: MAP_IMAGE, length, source })?;
+        let part = MappedPart {
+            guest: range.clone(),
+            place,
+            mapping: ram.mapping.clone(),
+            file: file.clone(),
+            file_offset,
+            backing: self.backing,
+            settles,
+        };
+        self.mapped.push(part);
+        Ok(range)
     }
 }
+
+/// What is done when a file is put into guest RAM.
+const MAP_IMAGE: &str = "map the image into a part";
 
 /// What `choice` comes to for `size` bytes on this host.
 fn decide(size: u64, choice: BackingChoice) -> Result<Backing, MemoryError> {

@@ -6,6 +6,7 @@
 //! [`settle`] while these stand still.
 
 pub mod acpi;
+pub mod attach;
 pub mod boot;
 mod console;
 mod control_events;
@@ -31,6 +32,7 @@ pub mod vcpu;
 pub mod wiring;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use devices::bus::{Bus, BusError};
 use devices::control::ControlDevice;
@@ -113,6 +115,8 @@ impl MachineError {
 pub struct Life {
     /// How it ended.
     pub outcome: Outcome,
+    /// How long it was; nothing if it was ended before it began.
+    pub ran: Duration,
     /// KVM's counters at its end.
     pub kvm: KvmStats,
     /// What the control device counted.
@@ -144,7 +148,7 @@ pub struct Machine {
     serial: Arc<Mutex<SerialConsole>>,
     virtio: Vec<SharedVirtio>,
     control: ControlParts,
-    keyboard: bool,
+    keyboard: Keyboard,
     events: EventReceiver,
     stats: Vec<StatsFile>,
     ram: GuestRam,
@@ -235,19 +239,21 @@ impl Machine {
         })
     }
 
-    /// Runs the guest until its life ends. What is mapped from files
-    /// becomes memory of the guest's own meanwhile if `settle` says so.
+    /// Runs the guest until its life ends. What is mapped from files becomes memory of the guest's own
+    /// meanwhile, if it was mapped to do so. A machine that is to be held waits for its socket's word
+    /// before its first instruction.
     ///
     /// # Errors
     /// A processor that cannot go on for a reason that is not the guest's, or the host's refusal.
-    pub fn run(mut self, settle: bool) -> Result<Life, MachineError> {
+    pub fn run(mut self, hold: bool) -> Result<Life, MachineError> {
         let vcpus = std::mem::take(&mut self.vcpus);
-        let mapped = if settle { self.ram.take_mapped() } else { Vec::new() };
-        event_loop::run(&self, vcpus, mapped)
+        let mapped = self.ram.take_settling();
+        let keyboard = std::mem::replace(&mut self.keyboard, Keyboard::None);
+        event_loop::run(&self, event_loop::Beginning { vcpus, mapped, keyboard, hold })
     }
 
     /// What running has cost so far; `outcome` is how it ended.
-    fn account(&self, outcome: Outcome, settled: Option<Settled>) -> Life {
+    fn account(&self, outcome: Outcome, ran: Duration, settled: Option<Settled>) -> Life {
         let mut kvm = KvmStats::default();
         for file in &self.stats {
             if let Err(error) = file.add_to(&mut kvm) {
@@ -257,7 +263,7 @@ impl Machine {
         let guest: Vec<_> = self.ram.ranges().iter().map(RamRange::host).collect();
         let control = event_loop::lock(&self.control.device).counters();
         let overhead_bytes = footprint::resident_except(&guest);
-        Life { outcome, kvm, control, settled, overhead_bytes }
+        Life { outcome, ran, kvm, control, settled, overhead_bytes }
     }
 }
 
@@ -295,14 +301,25 @@ pub struct Around {
 pub struct Console {
     /// Where it writes.
     pub output: Box<dyn std::io::Write + Send>,
-    /// Whether standard input is its keyboard.
-    pub keyboard: bool,
+    /// Where its input comes from.
+    pub keyboard: Keyboard,
 }
 
 impl std::fmt::Debug for Console {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Console").field("keyboard", &self.keyboard).finish_non_exhaustive()
     }
+}
+
+/// Where a console's input comes from.
+#[derive(Debug)]
+pub enum Keyboard {
+    /// There is none.
+    None,
+    /// Standard input.
+    Terminal,
+    /// Who connects to the VM's socket.
+    Socket(attach::Socket),
 }
 
 /// What the kernel is told beyond where its RAM is.

@@ -1,9 +1,9 @@
 //! How a VM's life ended.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a VM's life ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// The guest switched itself off.

@@ -4,13 +4,15 @@
 //! Each part that is more than a number has a file of its own here.
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
+pub mod name;
+
 use clap::Args;
 use imgcache::client::Verify;
 use imgcache::image::name::ImageName;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::loader::RamdiskChoice;
+use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
 use crate::machine::layout::MAX_CPUS;
 use crate::machine::memory::BackingChoice;
@@ -50,6 +52,11 @@ pub struct VmSpec {
     #[arg(long, value_enum, default_value_t = RamdiskChoice::Auto)]
     #[serde(default)]
     pub ramdisk: RamdiskChoice,
+
+    /// How the kernel gets into guest memory.
+    #[arg(long, value_enum, default_value_t = KernelChoice::Auto)]
+    #[serde(default)]
+    pub kernel: KernelChoice,
 
     /// How the kernel is entered.
     #[arg(long, value_enum, default_value_t = ProtocolChoice::Auto)]

@@ -19,6 +19,7 @@ use crate::control::vms::folder::Vms;
 use crate::control::vms::launch::Launcher;
 use crate::control::vms::quota::BootQuota;
 use crate::control::{BOOT_RATE, MANAGER_RATE, Setup, TENANT_RATE};
+use crate::spec::name::VmName;
 
 /// What the guest is, and may do through its control device.
 #[derive(Debug, Args)]
@@ -26,8 +27,8 @@ use crate::control::{BOOT_RATE, MANAGER_RATE, Setup, TENANT_RATE};
 pub struct GuestOptions {
     /// Name of the VM; by default vm-PID. A manager that is started again under its name finds the
     /// VMs that it booted.
-    #[arg(long, value_name = "NAME", value_parser = vm_name)]
-    name: Option<String>,
+    #[arg(long, value_name = "NAME")]
+    name: Option<VmName>,
 
     /// What the guest is: a tenant asks about itself only, a manager may see to other VMs as well.
     #[arg(long, value_enum, default_value_t = Role::Tenant)]
@@ -91,17 +92,6 @@ impl FromStr for May {
     }
 }
 
-fn vm_name(text: &str) -> Result<String, String> {
-    let letter = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    let good = text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(letter);
-    if good && text.len() <= 63 {
-        Ok(text.to_owned())
-    } else {
-        Err("a VM's name is 1 to 63 letters, digits and - _ . and begins with a letter or digit"
-            .into())
-    }
-}
-
 /// What the control device needs of the machine and of this command.
 #[derive(Debug)]
 pub struct Around<'a> {
@@ -157,7 +147,10 @@ impl GuestOptions {
     /// A file or folder that cannot be made.
     pub fn setup(&self, around: Around<'_>, opener: Opener) -> Result<Setup, CliError> {
         let manager = self.role == Role::Manager;
-        let name = self.name.clone().unwrap_or_else(|| format!("vm-{}", std::process::id()));
+        let name = self
+            .name
+            .as_ref()
+            .map_or_else(|| format!("vm-{}", std::process::id()), VmName::to_string);
         let booting = if manager { feature::BOOT } else { 0 };
         let identity = Identity {
             name: name.clone(),

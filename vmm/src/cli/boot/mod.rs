@@ -1,33 +1,29 @@
 //! `vmm boot`: from a name to a running guest.
 
-mod console_file;
 mod guest;
-mod report;
+mod table;
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
 
 use clap::Args;
 use imgcache::client::{Image, ImageClient};
 
-use self::console_file::ConsoleFile;
 use self::guest::{Around, GuestOptions};
-use self::report::{GuestReport, Phase, Report};
 use super::cache::{self, CacheOptions};
 use super::progress::Progress;
 use super::{CliError, StoreOptions, print_json, print_text, say};
+use crate::boot;
+use crate::boot::console_file::ConsoleFile;
+use crate::boot::report::{GuestReport, Report};
+use crate::boot::stopwatch::{Stopwatch, milliseconds};
 use crate::control::{self, Control};
 use crate::exit::{self, Exit};
-use crate::host::{self, footprint};
+use crate::host;
 use crate::loader::handed::Handed;
-use crate::loader::{self, RamdiskChoice};
-use crate::machine::boot;
-use crate::machine::memory::{GuestRam, RamRange};
-use crate::machine::processors::{Processors, queue_counts};
-use crate::machine::{self, BootSpec, Console, Life, Machine, MachineError};
+use crate::machine::{self, Console, Keyboard, Life, MachineError};
 use crate::size;
 use crate::spec::VmSpec;
 
@@ -80,27 +76,6 @@ pub struct BootCommand {
     load: cache::LoadOptions,
 }
 
-/// Measures phases one after the other.
-struct Stopwatch {
-    begun: Instant,
-    last: Instant,
-    phases: Vec<Phase>,
-}
-
-impl Stopwatch {
-    fn start() -> Self {
-        let now = Instant::now();
-        Self { begun: now, last: now, phases: Vec::new() }
-    }
-
-    /// What came since the last call was `name`.
-    fn phase(&mut self, name: &'static str) {
-        let now = Instant::now();
-        self.phases.push(Phase { name, ms: milliseconds(now - self.last) });
-        self.last = now;
-    }
-}
-
 /// An image that is being closed on a thread of its own; waits for that when dropped.
 struct Closing(Option<JoinHandle<()>>);
 
@@ -120,10 +95,6 @@ impl Drop for Closing {
     }
 }
 
-fn milliseconds(duration: std::time::Duration) -> f64 {
-    (duration.as_secs_f64() * 1e6).round() / 1e3
-}
-
 impl BootCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let mut watch = Stopwatch::start();
@@ -133,68 +104,20 @@ impl BootCommand {
         let kvm = host::kvm::open()?;
         self.guest.check()?;
         let image = self.client(store)?.open(&self.vm.image)?;
-        let manifest = image.manifest();
-        let (protocol, entry) =
-            boot::choose(&manifest.kernel, self.vm.boot_protocol).map_err(MachineError::from)?;
+        // Before memory is made for a kernel that cannot be entered so.
+        boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
 
-        let mut ram = GuestRam::new(self.vm.memory, self.vm.memory_backing)?;
-        let backing = ram.backing();
         let virtio = machine::virtio_devices(Vec::new());
-        let queues = queue_counts(&virtio);
-        watch.phase("memory");
-
-        let slots = ram.ranges().to_vec();
-        let guest_ranges: Vec<_> = slots.iter().map(RamRange::host).collect();
-        let progress = Progress::new("loading", manifest.data_bytes());
-        let options = loader::Options {
-            verify: self.vm.verify(),
-            ramdisk: self.vm.ramdisk,
-            progress: Some(&|bytes| progress.add(bytes)),
-        };
-        // KVM's part takes time in the kernel, and nothing of the image.
-        let (processors, landed) = thread::scope(|scope| {
-            let processors =
-                scope.spawn(|| Processors::create(&kvm, &slots, self.vm.cpus, &queues));
-            let landed = loader::land(&image, &mut ram, &options);
-            (processors.join(), landed)
-        });
-        drop(progress);
-        let landed = landed?;
-        let processors = processors
-            .map_err(|_| MachineError::Failed("creating the processors panicked".into()))??;
-        watch.phase("load");
-
-        let command_line = self.command_line(&manifest.cmdline);
-        let spec = BootSpec {
-            kernel: &manifest.kernel,
-            initrd: landed.initrd,
-            command_line: &command_line,
+        let loaded = {
+            let progress = Progress::new("loading", image.manifest().data_bytes());
+            let add = |bytes| progress.add(bytes);
+            boot::load(&kvm, &image, &self.vm, &virtio, Some(&add), &mut watch)?
         };
         let (control, end) = self.control(&image, store)?;
-        let entry = (protocol, entry);
         let around = machine::Around { console: self.console()?, control: end, virtio };
-        let machine = Machine::assemble(processors, ram, entry, &spec, around)?;
-        watch.phase("boot");
-
-        footprint::release_code();
-        let mut report = Report {
-            image: self.vm.image.clone(),
-            manifest: image.id().to_string(),
-            cpus: self.vm.cpus,
-            memory_bytes: self.vm.memory,
-            memory_backing: backing,
-            boot_protocol: protocol,
-            ready_ms: milliseconds(watch.begun.elapsed()),
-            phases: watch.phases,
-            load: landed.report,
-            // It walks all page tables: not on the way to a guest whose report nobody wants.
-            overhead_bytes: self
-                .wants_report()
-                .then(|| footprint::resident_except(&guest_ranges))
-                .flatten(),
-            guest: None,
-        };
+        let (machine, mut report) =
+            loaded.assemble(&image, &self.vm, around, self.wants_report(), watch)?;
         // What an image from a cache still has to do, it does while the guest starts.
         let _closing = Closing::begin(image);
         if self.ready_only {
@@ -202,19 +125,17 @@ impl BootCommand {
             return Ok(Exit::Success);
         }
         if !self.json {
-            say(&report::announcement(&report));
+            say(&table::announcement(&report));
         }
-        let begun = Instant::now();
-        let settle = self.vm.ramdisk == RamdiskChoice::Auto;
-        let lived = machine.run(settle);
+        let lived = machine.run(false);
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
-        let Life { outcome, kvm, settled, control: counters, overhead_bytes } = lived?;
+        let Life { outcome, ran, kvm, settled, control: counters, overhead_bytes } = lived?;
         let exit = Exit::from(&outcome);
         if exit != Exit::Success {
             say(&format!("vmm: {outcome}\n"));
         }
-        let run_ms = milliseconds(begun.elapsed());
+        let run_ms = milliseconds(ran);
         let control = counters.into();
         let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
         report.guest = Some(guest);
@@ -264,29 +185,24 @@ impl BootCommand {
 
     fn console(&self) -> Result<Console, CliError> {
         let Some(file) = &self.console else {
-            return Ok(Console { output: Box::new(unbuffered_stdout()?), keyboard: true });
+            return Ok(Console {
+                output: Box::new(unbuffered_stdout()?),
+                keyboard: Keyboard::Terminal,
+            });
         };
         let source = |source| CliError::Output { what: file.display().to_string(), source };
         let output = ConsoleFile::new(File::create(file).map_err(source)?);
-        Ok(Console { output: Box::new(output), keyboard: false })
+        Ok(Console { output: Box::new(output), keyboard: Keyboard::None })
     }
 
     fn wants_report(&self) -> bool {
         self.json || self.timings || self.report.is_some()
     }
 
-    /// What the machine says of itself, then the image's words, then those of this boot: of
-    /// parameters given twice, the kernel takes the last.
-    fn command_line(&self, image: &str) -> String {
-        let parts =
-            [boot::MACHINE_COMMAND_LINE, image, self.vm.cmdline_append.as_deref().unwrap_or("")];
-        parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
-    }
-
     /// Shows the report in the ways that were asked for.
     fn publish(&self, report: &Report) -> Result<(), CliError> {
         if self.timings {
-            say(&report::table(report));
+            say(&table::table(report));
         }
         let text = || serde_json::to_string(report).map_err(std::io::Error::from);
         if let Some(file) = &self.report {

@@ -114,10 +114,8 @@ impl Vms {
     pub fn add(&self, mut record: Record) -> io::Result<(VmFolder, Record, File)> {
         record.number = self.next_number()?;
         let folder = self.folder(record.number);
-        fs::create_dir(&folder.0)?;
+        let lock = folder.create()?;
         let begin = || {
-            let lock = File::create(folder.file("lock"))?;
-            lock.try_lock().map_err(io::Error::from)?;
             let text = serde_json::to_vec(&record)?;
             fs::write(folder.file("record"), text)?;
             Ok(lock)
@@ -167,6 +165,20 @@ impl Vms {
 }
 
 impl VmFolder {
+    /// Makes the folder; returns its lock, which is to be that of the VM's process.
+    ///
+    /// # Errors
+    /// The file system's; then there is no folder.
+    pub fn create(&self) -> io::Result<File> {
+        fs::create_dir(&self.0)?;
+        let take = || {
+            let lock = File::create(self.file("lock"))?;
+            lock.try_lock().map_err(io::Error::from)?;
+            Ok(lock)
+        };
+        take().inspect_err(|_| self.remove())
+    }
+
     /// A file of it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.0.join(name)

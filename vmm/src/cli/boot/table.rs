@@ -1,84 +1,11 @@
-//! What `vmm boot` reports: as JSON, and as a table for people.
+//! What `vmm boot` says to people.
 
-use imgcache::client::{LoadReport, Verification};
-use imgcache::image::name::ImageName;
+use imgcache::client::Verification;
 use imgcache::transport::cluster::CacheReport;
-use serde::Serialize;
 
-use crate::control::journal::Said;
-use crate::machine::boot::Protocol;
-use crate::machine::memory::Backing;
-use crate::machine::outcome::Outcome;
+use crate::boot::report::Report;
 use crate::machine::settle::Settled;
-use crate::machine::stats::KvmStats;
 use crate::size;
-
-/// What `--json` prints.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    pub image: ImageName,
-    pub manifest: String,
-    pub cpus: u8,
-    pub memory_bytes: u64,
-    pub memory_backing: Backing,
-    pub boot_protocol: Protocol,
-    /// Milliseconds from the start of the command until all was in place but the processors' threads.
-    pub ready_ms: f64,
-    pub phases: Vec<Phase>,
-    pub load: LoadReport,
-    /// Bytes of memory that this process takes beside the guest's, when ready.
-    pub overhead_bytes: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub guest: Option<GuestReport>,
-}
-
-/// How the guest fared.
-#[derive(Debug, Serialize)]
-pub struct GuestReport {
-    pub outcome: Outcome,
-    /// Milliseconds from its first instruction to its end.
-    pub run_ms: f64,
-    pub kvm: KvmStats,
-    /// What became of the mapped ramdisk; only if there was one, and not with `--ramdisk map`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub settled: Option<Settled>,
-    /// What it said of itself through the control device.
-    pub said: Said,
-    /// What the control device counted.
-    pub control: ControlCounts,
-    /// Bytes of memory that this process takes beside the guest's, at the end.
-    pub overhead_bytes: Option<u64>,
-}
-
-/// One phase of a boot.
-#[derive(Debug, Serialize)]
-pub struct Phase {
-    pub name: &'static str,
-    pub ms: f64,
-}
-
-/// What the control device counted.
-#[derive(Debug, Serialize)]
-pub struct ControlCounts {
-    /// Commands that the guest submitted.
-    pub commands: u64,
-    /// Those of them that were refused, or failed.
-    pub failed: u64,
-    /// Accesses that are none of a register.
-    pub ignored_accesses: u64,
-    /// Events that were told to the guest.
-    pub events: u64,
-    /// Events that found its ring full.
-    pub events_lost: u64,
-}
-
-impl From<devices::control::Counters> for ControlCounts {
-    fn from(counters: devices::control::Counters) -> Self {
-        let devices::control::Counters { commands, failed, ignored_accesses, events, events_lost } =
-            counters;
-        Self { commands, failed, ignored_accesses, events, events_lost }
-    }
-}
 
 /// One line before the guest has the console.
 pub fn announcement(report: &Report) -> String {
@@ -104,6 +31,7 @@ pub fn table(report: &Report) -> String {
         match report.load.verify {
             Verification::Checksum => "checksum",
             Verification::Full => "BLAKE3",
+            Verification::Prepared => "the pool",
         }
     )];
     let row = |name: &str, ms: f64| format!("{name:<12} {ms:>10.3}");

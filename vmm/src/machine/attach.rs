@@ -1,0 +1,269 @@
+//! A VM's socket: who connects to it sees the console and types on it, or starts a VM that is held.
+//!
+//! A connection begins with one line: `console` or `start`. To `start` the answer is `ok`, and the end.
+//! After `console` come the last [`KEPT`] bytes that the guest printed, then what it prints, as it
+//! prints it; what is written is typed. Who reads too slowly is cut off rather than waited for: a
+//! guest does not wait for its watchers.
+
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
+
+use devices::serial::SerialConsole;
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::MachineError;
+use super::event_loop::{Verdict, lock};
+
+/// Bytes of the console that who connects later is shown.
+pub const KEPT: usize = 64 << 10;
+/// Connections at a time.
+const MAX_CLIENTS: usize = 16;
+/// The longest first line, in bytes.
+const MAX_REQUEST: usize = 64;
+/// The most that waits for the guest to take it, in bytes.
+const PENDING_MAX: usize = 4 << 10;
+/// How soon a serial port that is busy is tried again.
+const BUSY: Duration = Duration::from_millis(2);
+
+/// What a console prints, for a file and for all who watch.
+#[derive(Debug, Default)]
+struct Hub {
+    kept: VecDeque<u8>,
+    watchers: Vec<Arc<UnixStream>>,
+}
+
+impl Hub {
+    fn print(&mut self, data: &[u8]) {
+        let data = &data[data.len().saturating_sub(KEPT)..];
+        let excess = (self.kept.len() + data.len()).saturating_sub(KEPT);
+        self.kept.drain(..excess);
+        self.kept.extend(data);
+        self.watchers.retain(|watcher| send(watcher, data));
+    }
+}
+
+/// Sends all of `data` now, or cuts the connection off.
+fn send(mut watcher: &UnixStream, data: &[u8]) -> bool {
+    let sent = matches!(watcher.write(data), Ok(count) if count == data.len());
+    if !sent {
+        // Its reader sees the end, and so does the event loop, which forgets it.
+        let _ = watcher.shutdown(std::net::Shutdown::Both);
+    }
+    sent
+}
+
+/// The console's output, into a file and to all who watch.
+pub struct WatchedOutput {
+    hub: Arc<Mutex<Hub>>,
+    file: Box<dyn Write + Send>,
+}
+
+impl std::fmt::Debug for WatchedOutput {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WatchedOutput").finish_non_exhaustive()
+    }
+}
+
+impl Write for WatchedOutput {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        lock(&self.hub).print(data);
+        self.file.write(data)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+/// A VM's socket, before its machine runs.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    hub: Arc<Mutex<Hub>>,
+}
+
+impl Socket {
+    /// Has the console print to `file` and to who connects to `listener`.
+    ///
+    /// # Errors
+    /// The listener cannot be made not to block.
+    pub fn new(
+        listener: UnixListener,
+        file: Box<dyn Write + Send>,
+    ) -> io::Result<(Self, WatchedOutput)> {
+        listener.set_nonblocking(true)?;
+        let hub = Arc::<Mutex<Hub>>::default();
+        Ok((Self { listener, hub: hub.clone() }, WatchedOutput { hub, file }))
+    }
+}
+
+/// The socket, as the event loop serves it.
+pub(super) struct SocketEvents {
+    socket: Socket,
+    serial: Arc<Mutex<SerialConsole>>,
+    /// Signalled when the serial port may have room again.
+    room: EventFd,
+    pending: Vec<u8>,
+    clients: Vec<Client>,
+    verdict: Rc<Verdict>,
+}
+
+struct Client {
+    stream: Arc<UnixStream>,
+    /// What came of the first line; none when it is a console.
+    request: Option<Vec<u8>>,
+}
+
+/// What becomes of a connection.
+enum Next {
+    Stay,
+    Close,
+}
+
+impl SocketEvents {
+    /// Serves `socket`; what is typed goes to `serial`.
+    pub fn new(
+        socket: Socket,
+        serial: &Arc<Mutex<SerialConsole>>,
+        verdict: Rc<Verdict>,
+    ) -> Result<Self, MachineError> {
+        let make = || {
+            let room = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+            lock(serial).set_input_ready(room.try_clone()?);
+            Ok(room)
+        };
+        let room = make().map_err(MachineError::system("make an eventfd"))?;
+        let (pending, clients) = (Vec::new(), Vec::new());
+        Ok(Self { socket, serial: serial.clone(), room, pending, clients, verdict })
+    }
+
+    fn accept(&mut self, ops: &mut EventOps<'_>) {
+        let Ok((stream, _)) = self.socket.listener.accept() else { return };
+        let ready = self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok();
+        if !ready || ops.add(Events::new(&stream, EventSet::IN)).is_err() {
+            return; // it sees that it was closed
+        }
+        self.clients.push(Client { stream: Arc::new(stream), request: Some(Vec::new()) });
+    }
+
+    fn serve(&mut self, fd: RawFd, ops: &mut EventOps<'_>) {
+        let Some(at) = self.clients.iter().position(|c| c.stream.as_raw_fd() == fd) else { return };
+        if let Next::Stay = self.read(at) {
+            return;
+        }
+        let client = self.clients.swap_remove(at);
+        let _ = ops.remove(Events::new(&client.stream.as_fd(), EventSet::IN));
+        // Whoever prints has a reference too, and finds out by this.
+        let _ = client.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    fn read(&mut self, at: usize) -> Next {
+        let mut buffer = [0; 1024];
+        let client = &mut self.clients[at];
+        let count = match (&*client.stream).read(&mut buffer) {
+            Ok(0) => return Next::Close,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Next::Stay,
+            Err(_) => return Next::Close,
+        };
+        let data = &buffer[..count];
+        let Some(request) = &mut client.request else {
+            // As at a terminal whose guest does not read: what is too much is dropped.
+            let room = PENDING_MAX.saturating_sub(self.pending.len());
+            self.pending.extend_from_slice(&data[..data.len().min(room)]);
+            return Next::Stay;
+        };
+        request.extend_from_slice(data);
+        let Some(end) = request.iter().position(|byte| *byte == b'\n') else {
+            return if request.len() < MAX_REQUEST { Next::Stay } else { Next::Close };
+        };
+        let line = request.drain(..=end).collect::<Vec<_>>();
+        match line.as_slice() {
+            b"console\n" => {
+                self.pending.append(request);
+                client.request = None;
+                let stream = client.stream.clone();
+                let mut hub = lock(&self.socket.hub);
+                let (first, second) = hub.kept.as_slices();
+                if !send(&stream, first) || !send(&stream, second) {
+                    return Next::Close;
+                }
+                hub.watchers.push(stream);
+                Next::Stay
+            }
+            b"start\n" => {
+                self.verdict.start();
+                let _ = (&*client.stream).write(b"ok\n");
+                Next::Close
+            }
+            _ => Next::Close,
+        }
+    }
+
+    /// Hands on as much as the serial port takes. The port is busy while a processor prints, and the
+    /// loop must not wait with it.
+    fn deliver(&mut self) {
+        if self.pending.is_empty() {
+            return;
+        }
+        let taken = match self.serial.try_lock() {
+            Ok(mut serial) => serial.receive(&self.pending),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().receive(&self.pending),
+            Err(TryLockError::WouldBlock) => {
+                std::thread::sleep(BUSY);
+                // A counter that is full is readable already.
+                let _ = self.room.write(1);
+                return;
+            }
+        };
+        self.pending.drain(..taken);
+    }
+}
+
+impl MutEventSubscriber for SocketEvents {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.fd() == self.socket.listener.as_raw_fd() {
+            self.accept(ops);
+        } else if events.fd() == self.room.as_raw_fd() {
+            let _ = self.room.read();
+        } else {
+            self.serve(events.fd(), ops);
+        }
+        self.deliver();
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        self.verdict.add(ops, Events::new(&self.room, EventSet::IN));
+        self.verdict.add(ops, Events::new(&self.socket.listener, EventSet::IN));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watchers_get_what_is_printed_and_slow_ones_are_cut_off() {
+        let mut hub = Hub::default();
+        let (watcher, mut reader) = UnixStream::pair().unwrap();
+        watcher.set_nonblocking(true).unwrap();
+        hub.watchers.push(Arc::new(watcher));
+        hub.print(b"hello");
+        let mut seen = [0; 5];
+        reader.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"hello");
+        for _ in 0..100 {
+            hub.print(&[b'x'; KEPT]);
+        }
+        assert!(hub.watchers.is_empty());
+        assert_eq!(hub.kept.len(), KEPT);
+        hub.print(b"end");
+        assert_eq!(hub.kept.iter().copied().skip(KEPT - 4).collect::<Vec<_>>(), b"xend");
+    }
+}

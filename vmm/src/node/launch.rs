@@ -1,0 +1,125 @@
+//! Starts the process of a VM, and gives it all that it needs.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::pool::Held;
+use crate::control::vms::folder::VmFolder;
+use crate::process;
+use crate::process::link::{Given, Link, Start};
+use crate::spec::VmSpec;
+use crate::spec::name::VmName;
+
+/// Starts processes.
+#[derive(Debug)]
+pub struct Launcher {
+    /// The program: this one.
+    program: PathBuf,
+    kvm: File,
+}
+
+/// A process that was started.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its number.
+    pub pid: u32,
+    /// A handle of it.
+    pub process: OwnedFd,
+    /// The agent's end of its link.
+    pub link: Link,
+}
+
+/// What a VM is started as.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    /// Its number.
+    pub number: u64,
+    /// Its name.
+    pub name: &'a VmName,
+    /// What it is to be.
+    pub spec: &'a VmSpec,
+    /// Whether it waits when it is ready.
+    pub hold: bool,
+    /// Its image.
+    pub image: &'a Held,
+    /// Its folder.
+    pub folder: &'a VmFolder,
+    /// The lock of the folder, which the process holds for as long as it lives.
+    pub lock: File,
+}
+
+/// The name of a VM's socket in its folder.
+pub const SOCKET: &str = "socket";
+/// The name of its console's file.
+pub const CONSOLE: &str = "console";
+/// The name of the file with what the guest says of itself.
+pub const EVENTS: &str = "events";
+/// The name of the file of its report.
+pub const REPORT: &str = "report";
+
+impl Launcher {
+    /// Starts this program, with this `/dev/kvm`.
+    ///
+    /// # Errors
+    /// The program cannot be found.
+    pub fn new(kvm: File) -> io::Result<Self> {
+        Ok(Self { program: std::env::current_exe()?, kvm })
+    }
+
+    /// Starts the process of a VM. It is of a process group of its own, so that what ends the agent at a
+    /// terminal does not end it.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn start(&self, wanted: Wanted<'_>) -> io::Result<Launched> {
+        let Wanted { number, name, spec, hold, image, folder, lock } = wanted;
+        let make = |name: &str| File::create(folder.file(name));
+        let (console, events, report) = (make(CONSOLE)?, make(EVENTS)?, make(REPORT)?);
+        let socket = UnixListener::bind(folder.file(SOCKET))?;
+        let manifest = image.manifest()?;
+        let (here, there) = Link::pair()?;
+        let child = Command::new(&self.program)
+            .arg(process::ARGUMENT)
+            .stdin(Stdio::from(there.into_inner()))
+            .stdout(Stdio::null())
+            .stderr(make("stderr")?)
+            .process_group(0)
+            .spawn()?;
+        let pid = child.id();
+        // Nobody else waits for it, so the number is still its own.
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let raw = raw.ok_or(io::ErrorKind::InvalidData)?;
+        let process = pidfd_open(raw, PidfdFlags::empty())?;
+        let given = [
+            (Given::Lock, lock.as_fd()),
+            (Given::Kvm, self.kvm.as_fd()),
+            (Given::Image, image.file()),
+            (Given::Manifest, manifest.as_fd()),
+            (Given::Console, console.as_fd()),
+            (Given::Events, events.as_fd()),
+            (Given::Report, report.as_fd()),
+            (Given::Socket, socket.as_fd()),
+        ];
+        let (names, files): (Vec<_>, Vec<_>) = given.into_iter().unzip();
+        let start = Start {
+            number,
+            name: name.clone(),
+            spec: spec.clone(),
+            hold,
+            manifest: image.id().to_string(),
+            huge_pages: image.huge_pages(),
+            given: names,
+        };
+        // Without its message it ends, which whoever watches it sees.
+        here.send(&start, &files)?;
+        std::fs::write(folder.file("pid"), pid.to_string())?;
+        Ok(Launched { pid, process, link: here })
+    }
+}
