@@ -45,6 +45,14 @@ pub fn push_options(
     bench.expect(0, &arguments);
 }
 
+/// Pushes a kernel of the test guests', with a ramdisk of `script` that has no modules for it.
+pub fn push_kernel(bench: &Bench, name: &str, kernel: &str, script: &str) {
+    let initrd = ramdisk(bench, name, script, &[]);
+    let kernel = guest_file(kernel);
+    let (kernel, initrd) = (kernel.to_str().unwrap(), initrd.to_str().unwrap());
+    bench.expect(0, &["image", "push", name, "--kernel", kernel, "--initrd", initrd]);
+}
+
 fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf]) -> PathBuf {
     let tree = bench.path().join(format!("{name}.tree"));
     fs::create_dir_all(tree.join("usr/bin")).unwrap();

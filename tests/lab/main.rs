@@ -14,3 +14,5 @@ mod matrix;
 mod payload;
 mod settle;
 mod signals;
+mod vmgenid;
+mod vsock;

@@ -131,6 +131,14 @@ pub enum CliError {
     /// Of resolving or reading an image.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The socket of a VM's socket device.
+    #[error("--vsock: cannot listen at '{}': {source}", .socket.display())]
+    Vsock {
+        /// Where.
+        socket: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// Of the distributed cache.
     #[error(transparent)]
     Cache(#[from] ClusterError),
@@ -221,7 +229,9 @@ impl CliError {
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } => Exit::Failure,
+            Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } | Self::Vsock { .. } => {
+                Exit::Failure
+            }
         }
     }
 }

@@ -57,6 +57,8 @@ pub struct Wanted<'a> {
 
 /// The name of a VM's socket in its folder.
 pub const SOCKET: &str = "socket";
+/// The name of the socket of its socket device.
+pub const VSOCK: &str = "vsock";
 /// The name of its console's file.
 pub const CONSOLE: &str = "console";
 /// The name of the file with what the guest says of itself.
@@ -83,6 +85,8 @@ impl Launcher {
         let make = |name: &str| File::create(folder.file(name));
         let (console, events, report) = (make(CONSOLE)?, make(EVENTS)?, make(REPORT)?);
         let socket = UnixListener::bind(folder.file(SOCKET))?;
+        let vsock = spec.vsock.as_ref().map(|_| folder.file(VSOCK));
+        let vsock_socket = vsock.as_ref().map(UnixListener::bind).transpose()?;
         let manifest = image.manifest()?;
         let (here, there) = Link::pair()?;
         let child = Command::new(&self.program)
@@ -97,7 +101,7 @@ impl Launcher {
         let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
         let raw = raw.ok_or(io::ErrorKind::InvalidData)?;
         let process = pidfd_open(raw, PidfdFlags::empty())?;
-        let given = [
+        let mut given = vec![
             (Given::Lock, lock.as_fd()),
             (Given::Kvm, self.kvm.as_fd()),
             (Given::Image, image.file()),
@@ -107,6 +111,7 @@ impl Launcher {
             (Given::Report, report.as_fd()),
             (Given::Socket, socket.as_fd()),
         ];
+        given.extend(vsock_socket.as_ref().map(|socket| (Given::Vsock, socket.as_fd())));
         let (names, files): (Vec<_>, Vec<_>) = given.into_iter().unzip();
         let start = Start {
             number,
@@ -115,6 +120,7 @@ impl Launcher {
             hold,
             manifest: image.id().to_string(),
             huge_pages: image.huge_pages(),
+            vsock,
             given: names,
         };
         // Without its message it ends, which whoever watches it sees.

@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -44,6 +45,8 @@ pub enum Given {
     Report,
     /// The socket at which it is told things.
     Socket,
+    /// The socket of its socket device.
+    Vsock,
 }
 
 /// What a VM is told first.
@@ -61,6 +64,8 @@ pub struct Start {
     pub manifest: String,
     /// Whether the file of its image is in 2 MiB pages.
     pub huge_pages: bool,
+    /// Where the socket of its socket device is, as it sees it once it is confined.
+    pub vsock: Option<PathBuf>,
     /// What each of the descriptors is that come with this, in their order.
     pub given: Vec<Given>,
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use control_abi::register::feature;
 use devices::control::Identity;
+use devices::virtio::VirtioDevice;
 use imgcache::client::{ImageClient, LoadError};
 use imgcache::image::manifest::{Manifest, ManifestError};
 use imgcache::key::ManifestId;
@@ -25,6 +26,7 @@ use self::link::{Given, Link, Start, Told, ToldPhase};
 use crate::boot::console_file::ConsoleFile;
 use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
+use crate::boot::vsock::{self, VsockEnd};
 use crate::boot::{self, ReadyError};
 use crate::cli::CliError;
 use crate::control::images::Images;
@@ -144,6 +146,7 @@ fn run(link: &Link, watch: Stopwatch) -> Result<Exit, ProcessError> {
 struct Vm {
     machine: machine::Machine,
     control: Control,
+    vsock: Option<VsockEnd>,
     report: Report,
     report_file: File,
     /// Held for as long as the VM lives.
@@ -166,14 +169,16 @@ impl Vm {
         watch.phase("given");
 
         let spec = &start.spec;
-        let virtio = machine::virtio_devices(Vec::new());
+        let mut others = Vec::new();
+        let vsock = vsock(start, &mut files, &mut others)?;
+        let virtio = machine::virtio_devices(others);
         let loaded = boot::load(&kvm, &image, spec, &virtio, None, &mut watch)?;
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let console = Console { output: Box::new(output), keyboard: Keyboard::Socket(socket) };
         let around = machine::Around { console, control: end, virtio };
         let (machine, report) = loaded.assemble(&image, spec, around, false, watch)?;
-        Ok(Self { machine, control, report, report_file, _lock: lock })
+        Ok(Self { machine, control, vsock, report, report_file, _lock: lock })
     }
 
     fn told(&self) -> Result<Told, ProcessError> {
@@ -184,13 +189,15 @@ impl Vm {
     }
 
     fn run(self, hold: bool) -> Result<Exit, ProcessError> {
-        let Self { machine, control, mut report, mut report_file, _lock } = self;
+        let Self { machine, control, vsock, mut report, mut report_file, _lock } = self;
         let lived = machine.run(hold);
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
         let Life { outcome, ran, kvm, settled, control, overhead_bytes } = lived?;
         let (exit, run_ms, control) = (Exit::from(&outcome), milliseconds(ran), control.into());
-        let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
+        let vsock = vsock.map(|end| end.report());
+        let guest =
+            GuestReport { outcome, run_ms, kvm, settled, said, control, vsock, overhead_bytes };
         report.guest = Some(guest);
         let text = serde_json::to_vec(&report).map_err(std::io::Error::from);
         text.and_then(|text| report_file.write_all(&text))
@@ -217,6 +224,20 @@ fn pooled(start: &Start, files: &mut Files) -> Result<Prepared, ProcessError> {
     let manifest = Arc::new(Manifest::decode_as(&id, &bytes)?);
     let file = Arc::new(File::from(files.take(Given::Image)?));
     Ok(Prepared::new(start.spec.image.clone(), id, manifest, file, start.huge_pages))
+}
+
+/// Makes the socket device, if there is to be one.
+fn vsock(
+    start: &Start,
+    files: &mut Files,
+    devices: &mut Vec<Box<dyn VirtioDevice>>,
+) -> Result<Option<VsockEnd>, ProcessError> {
+    let (Some(spec), Some(socket)) = (&start.spec.vsock, &start.vsock) else { return Ok(None) };
+    let listener = UnixListener::from(files.take(Given::Vsock)?);
+    let (device, end) = vsock::device(spec.cid, listener, socket.clone())
+        .map_err(ProcessError::file("make the socket device"))?;
+    devices.push(device);
+    Ok(Some(end))
 }
 
 /// What is behind the control device.

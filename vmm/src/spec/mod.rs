@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
 pub mod name;
+pub mod vsock;
 
 use clap::Args;
 use imgcache::client::Verify;
@@ -17,6 +18,7 @@ use crate::machine::boot::ProtocolChoice;
 use crate::machine::layout::MAX_CPUS;
 use crate::machine::memory::BackingChoice;
 use crate::size;
+use crate::spec::vsock::VsockSpec;
 
 /// RAM of a VM, unless said otherwise, in bytes.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
@@ -68,6 +70,13 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 65535)]
     pub cmdline_append: Option<String>,
+
+    /// Sockets between programs of the guest and of the host: cid=N[,socket=PATH]. A program that connects
+    /// to PATH (v.sock) and writes "CONNECT 52" reaches port 52 of the guest, once it reads "OK"; one of the
+    /// guest that connects to port 52 of the host (CID 2) reaches who listens at PATH_52.
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSpec>,
 
     /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
     /// since it was last hashed and a checksum would do.

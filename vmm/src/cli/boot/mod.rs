@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 
 use clap::Args;
+use devices::virtio::VirtioDevice;
 use imgcache::client::{Image, ImageClient};
 
 use self::guest::{Around, GuestOptions};
@@ -19,6 +20,7 @@ use crate::boot;
 use crate::boot::console_file::ConsoleFile;
 use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
+use crate::boot::vsock::{self, SocketFile, VsockEnd};
 use crate::control::{self, Control};
 use crate::exit::{self, Exit};
 use crate::host;
@@ -108,7 +110,9 @@ impl BootCommand {
         boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
 
-        let virtio = machine::virtio_devices(Vec::new());
+        let mut others = Vec::new();
+        let vsock = self.vsock(&mut others)?;
+        let virtio = machine::virtio_devices(others);
         let loaded = {
             let progress = Progress::new("loading", image.manifest().data_bytes());
             let add = |bytes| progress.add(bytes);
@@ -137,7 +141,9 @@ impl BootCommand {
         }
         let run_ms = milliseconds(ran);
         let control = counters.into();
-        let guest = GuestReport { outcome, run_ms, kvm, settled, said, control, overhead_bytes };
+        let vsock = vsock.map(|(_, end)| end.report());
+        let guest =
+            GuestReport { outcome, run_ms, kvm, settled, said, control, vsock, overhead_bytes };
         report.guest = Some(guest);
         match self.publish(&report) {
             // How the guest ended matters more than who was told.
@@ -157,6 +163,20 @@ impl BootCommand {
         let handed =
             handed.map_err(|source| CliError::HandOver { socket: socket.clone(), source })?;
         Ok(ImageClient::new(Box::new(handed)))
+    }
+
+    /// Makes the socket device, if there is to be one, and opens its socket.
+    fn vsock(
+        &self,
+        devices: &mut Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Option<(SocketFile, VsockEnd)>, CliError> {
+        let Some(spec) = &self.vm.vsock else { return Ok(None) };
+        let socket = spec.socket();
+        let error = |source| CliError::Vsock { socket: socket.clone(), source };
+        let (file, listener) = SocketFile::listen(&socket).map_err(error)?;
+        let (device, end) = vsock::device(spec.cid, listener, socket.clone()).map_err(error)?;
+        devices.push(device);
+        Ok(Some((file, end)))
     }
 
     /// Starts what is behind the control device.
