@@ -7,7 +7,8 @@
 //!
 //! Lines: `echo` (sends back what comes, until its end), `stream BYTES` (sends so many bytes of a pattern,
 //! then ends), `check BYTES` (takes so many bytes of it, then the end, and answers `whole`), `hold` (reads
-//! nothing until the other side is gone).
+//! nothing until the other side is gone), `keep` (reads nothing, and is done; the connection stays for as
+//! long as the program runs).
 //!
 //! Prints `vsock: ok COUNT` when all were as they should be, or what was not, with status 1.
 #![forbid(unsafe_code)]
@@ -16,6 +17,7 @@
 use std::io::{Error, Read, Write};
 use std::net::Shutdown;
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::thread::{self, JoinHandle};
 
 use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
@@ -24,6 +26,8 @@ use vsock::{VMADDR_CID_ANY, VMADDR_CID_HOST, VsockListener, VsockStream};
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const CHUNK: usize = 64 << 10;
+
+static KEPT: Mutex<Vec<VsockStream>> = Mutex::new(Vec::new());
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -123,6 +127,10 @@ fn act(mut stream: VsockStream, line: &str) -> Result<(), Failure> {
             stream.write_all(b"whole\n")?;
         }
         ["hold"] => hold(&stream)?,
+        ["keep"] => {
+            KEPT.lock().map_err(|_| "a thread has failed")?.push(stream);
+            return Ok(());
+        }
         _ => return Err(format!("'{line}' says nothing").into()),
     }
     stream.shutdown(Shutdown::Write).or_else(|error| match error.raw_os_error() {
