@@ -18,6 +18,7 @@
 //! | [`ioapic`] | 82093AA I/O APIC that turns pins into messages, for a split irqchip |
 //! | [`vmgenid`] | the identifier of this start of the machine |
 //! | [`virtio::mmio`] | virtio over MMIO, version 2 |
+//! | [`virtio::net`] | virtio network device |
 //! | [`virtio::rng`] | virtio entropy device |
 //! | [`virtio::vsock`] | virtio socket device, behind unix sockets |
 

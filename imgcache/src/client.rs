@@ -92,7 +92,7 @@ pub struct LoadReport {
     pub bytes_fetched: u64,
     /// Bytes that were mapped already.
     pub bytes_mapped: u64,
-    /// Bytes of the image's zero chunks, which nothing was done for.
+    /// Bytes of the image's zero chunks, which nothing was done for. Its disk does not count.
     pub bytes_zero: u64,
     /// Chunks that were fetched or verified in place.
     pub chunks: u64,
@@ -313,6 +313,27 @@ impl Image {
         Ok(report)
     }
 
+    /// Brings and verifies chunks by themselves, such as those of a disk that is read now; none of them
+    /// zero.
+    ///
+    /// # Errors
+    /// The first chunk that could not be brought or is not what it should be; the buffers may then hold
+    /// anything.
+    pub fn fetch(&self, reads: Vec<ChunkRead<'_>>, verify: Verify) -> Result<(), LoadError> {
+        let manifest = self.session.manifest();
+        let by_checksum = verify == Verify::Auto && self.session.sealed();
+        let accept = |index: u32, content: &[u8]| {
+            manifest.chunk(index).is_some_and(|chunk| {
+                if by_checksum {
+                    chunk.entry.has_checksum(content)
+                } else {
+                    chunk.entry.has_key(content)
+                }
+            })
+        };
+        self.session.fetch(reads, &accept).map_err(|error| failed(&self.name, error))
+    }
+
     fn chunk(&self, index: u32, length: usize) -> Result<ChunkSpan, LoadError> {
         self.manifest()
             .chunk(index)
@@ -328,7 +349,8 @@ impl Image {
 
 fn zero_bytes(manifest: &Manifest) -> u64 {
     manifest
-        .all_chunks()
+        .loaded()
+        .flat_map(|(segment, _)| manifest.chunks_of(segment))
         .filter(|chunk| chunk.entry.zero)
         .map(|chunk| u64::from(chunk.length))
         .sum()

@@ -166,7 +166,8 @@ impl<'a> Agent<'a> {
     /// Runs the program against the agent; returns what it prints.
     fn vmm(&self, arguments: &[&str]) -> Vec<u8> {
         let mut command = Command::new(&self.options.vmm);
-        command.args(arguments).env("VMM_RUN_DIR", &self.run).stdin(Stdio::null());
+        let socket = format!("unix:{}", self.run.join("node.sock").display());
+        command.args(arguments).env("VMM_NODE", socket).stdin(Stdio::null());
         let output = command.stderr(Stdio::inherit()).output().unwrap();
         assert!(output.status.success(), "vmm {arguments:?}");
         output.stdout
@@ -213,7 +214,7 @@ impl<'a> Agent<'a> {
         let pss: f64 = living.map(|pid| pss_kib(u32::try_from(pid).unwrap())).sum();
         sample.pss_kib = pss / f64::from(count);
         let names: Vec<_> = vms.iter().map(|vm| vm["name"].as_str().unwrap()).collect();
-        self.vmm(&[&["rm"], names.as_slice()].concat());
+        self.vmm(&[&["rm", "--force"], names.as_slice()].concat());
         sample
     }
 

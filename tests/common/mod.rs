@@ -1,6 +1,7 @@
 //! What tests of the whole program share: the program, the guest images, a folder to work in.
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
+pub mod agent;
 pub mod guest;
 pub mod node;
 pub mod ramdisk;

@@ -11,6 +11,7 @@ mod control;
 mod cost;
 mod ends;
 mod matrix;
+mod node;
 mod payload;
 mod settle;
 mod signals;

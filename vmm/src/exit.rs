@@ -23,6 +23,8 @@ pub enum Exit {
     DoesNotFit,
     /// The distributed cache cannot be reached, or cannot supply what it should have.
     CacheUnavailable,
+    /// No node agent answers.
+    NodeUnavailable,
     /// The guest's kernel panicked.
     GuestPanicked,
     /// The guest died of a triple fault.
@@ -31,6 +33,8 @@ pub enum Exit {
     GuestReset,
     /// Ended by a signal, or at the console (as by SIGINT).
     Signal(u8),
+    /// As the process of a VM of a node agent.
+    AsVm(u8),
 }
 
 /// Codes and meanings for `--help` and the manual page.
@@ -45,6 +49,7 @@ Exit codes:
   6    a kernel or ramdisk file that cannot be used
   7    the image does not fit the machine that was asked for
   8    the cache cannot be reached, or cannot supply all of the image
+  9    no node agent answers
   10   the guest's kernel panicked
   11   the guest died of a triple fault
   12   the guest restarted itself
@@ -106,10 +111,12 @@ impl Exit {
             Self::BadInput => 6,
             Self::DoesNotFit => 7,
             Self::CacheUnavailable => 8,
+            Self::NodeUnavailable => 9,
             Self::GuestPanicked => 10,
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
             Self::Signal(signal) => 128u8.saturating_add(signal),
+            Self::AsVm(code) => code,
         }
     }
 }
@@ -143,6 +150,7 @@ mod tests {
             Exit::BadInput,
             Exit::DoesNotFit,
             Exit::CacheUnavailable,
+            Exit::NodeUnavailable,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,
@@ -152,6 +160,6 @@ mod tests {
         }
         assert_eq!(Exit::from(&Outcome::Quit).code(), 130);
         assert_eq!(Exit::meaning(12), Some("the guest restarted itself"));
-        assert_eq!(Exit::meaning(9), None);
+        assert_eq!(Exit::meaning(99), None);
     }
 }

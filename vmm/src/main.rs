@@ -20,7 +20,7 @@ fn main() -> ExitCode {
         return process::main();
     }
     let cli = Cli::parse();
-    vmm::cli::logging::start(cli.verbose);
+    cli.start_logging();
     match cli.run() {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {

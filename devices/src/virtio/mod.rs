@@ -7,7 +7,9 @@
 mod queue;
 mod status;
 
+pub mod blk;
 pub mod mmio;
+pub mod net;
 pub mod rng;
 pub mod vsock;
 

@@ -6,6 +6,10 @@ mod driver;
 #[cfg(test)]
 mod malicious;
 #[cfg(test)]
+mod net_driver;
+#[cfg(test)]
+mod virtio_net;
+#[cfg(test)]
 mod virtio_rng;
 #[cfg(test)]
 mod virtio_vsock;

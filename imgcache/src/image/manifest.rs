@@ -10,7 +10,7 @@ mod codec;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_64;
 
-pub use self::check::{MAX_IMAGE_BYTES, MAX_SEGMENTS};
+pub use self::check::{MAX_DISK_CHUNKS, MAX_IMAGE_BYTES, MAX_SEGMENTS, SECTOR};
 pub use self::codec::MAX_HEADER_BYTES;
 use crate::image::import::{BootEntries, Compression, KernelFormat};
 use crate::key::{ChunkKey, ManifestId};
@@ -34,7 +34,8 @@ pub struct Manifest {
     pub kernel: KernelInfo,
     /// The kernel command line, without a terminating NUL.
     pub cmdline: String,
-    /// What is loaded; the kernel's segments, then the ramdisk if there is one.
+    /// What is loaded: the kernel's segments, then the ramdisk if there is one; and last the disk, if
+    /// there is one, which is not loaded.
     pub segments: Vec<Segment>,
     /// What the import found worth telling.
     pub notes: Vec<String>,
@@ -73,7 +74,7 @@ pub struct KernelInfo {
     pub version: Option<String>,
 }
 
-/// A contiguous part of guest memory that the image fills.
+/// A contiguous part of guest memory that the image fills, or its disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Segment {
@@ -83,7 +84,7 @@ pub struct Segment {
     pub placement: Placement,
     /// Bytes covered by chunks.
     pub data_length: u64,
-    /// Bytes of guest memory; those past `data_length` are zero.
+    /// Bytes of guest memory; those past `data_length` are zero. Of a disk: its size.
     pub memory_length: u64,
     /// Position of its first chunk in the manifest's chunk table.
     pub first_chunk: u32,
@@ -99,6 +100,9 @@ pub enum SegmentKind {
     Kernel,
     /// The ramdisk.
     Initrd,
+    /// The content of a block device. It takes no guest memory: its chunks are read when the guest reads
+    /// them.
+    Block,
 }
 
 /// Where a segment goes in guest memory.
@@ -117,6 +121,8 @@ pub enum Placement {
         /// Its address is a multiple of this power of two.
         align: u64,
     },
+    /// Nowhere: it is read through a device.
+    Device,
 }
 
 /// One chunk of an image.
@@ -224,7 +230,22 @@ impl Manifest {
         Some(ChunkSpan { index, offset, length, entry })
     }
 
-    /// Bytes covered by chunks, zero chunks included.
+    /// Bytes of guest memory covered by chunks, zero chunks included: what a load brings.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.loaded().map(|(_, segment)| segment.data_length).sum()
+    }
+
+    /// The segments that a load brings into guest memory, and their indices: all but the disk.
+    pub fn loaded(&self) -> impl Iterator<Item = (usize, &Segment)> {
+        self.segments.iter().enumerate().filter(|(_, s)| s.placement != Placement::Device)
+    }
+
+    /// The disk's segment and its index, if the image has one.
+    pub fn disk(&self) -> Option<(usize, &Segment)> {
+        self.segments.iter().enumerate().find(|(_, s)| s.kind == SegmentKind::Block)
+    }
+
+    /// Bytes covered by chunks, zero chunks and the disk included.
     pub fn data_bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.data_length).sum()
     }
@@ -285,6 +306,19 @@ pub enum ManifestError {
     /// More than one ramdisk.
     #[error("manifest: segment {0} is a second ramdisk")]
     SecondInitrd(usize),
+    /// More than one disk.
+    #[error("manifest: segment {0} is a second disk")]
+    SecondDisk(usize),
+    /// A version that has a disk, without one, or the other way round.
+    #[error("manifest: version {version} is for images {}", if *version == 1 {
+        "without a disk, and this one has one"
+    } else {
+        "with a disk, and this one has none"
+    })]
+    DiskVersion {
+        /// The version.
+        version: u32,
+    },
     /// A rule that one segment breaks.
     #[error("manifest: segment {segment}: {what}")]
     Segment {

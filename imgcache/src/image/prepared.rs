@@ -38,7 +38,8 @@ pub struct Area {
 pub struct PreparedLayout {
     /// The areas, ascending in the file and without gaps.
     areas: Vec<Area>,
-    /// Where each segment begins in the file, in bytes; `None` for one that cannot be mapped.
+    /// Where each segment begins in the file, in bytes; `None` for one that cannot be mapped,
+    /// as a disk cannot.
     segments: Vec<Option<u64>>,
     length: u64,
 }
@@ -52,7 +53,7 @@ impl PreparedLayout {
             .iter()
             .filter_map(|segment| match segment.placement {
                 Placement::Fixed { address } => fixed_pieces(address, segment.data_length),
-                Placement::TopOfRam { .. } => None,
+                Placement::TopOfRam { .. } | Placement::Device => None,
             })
             .collect();
         pieces.sort_unstable_by_key(|range| range.start);
@@ -69,7 +70,7 @@ impl PreparedLayout {
                         start
                     })
                 }
-                Placement::TopOfRam { .. } => None,
+                Placement::TopOfRam { .. } | Placement::Device => None,
             };
             layout.segments.push(start);
         }

@@ -7,6 +7,7 @@
 mod intake;
 mod writer;
 
+use std::fs::File;
 use std::io::Write;
 
 use serde::Serialize;
@@ -17,7 +18,9 @@ use super::Store;
 use super::error::StoreError;
 use super::layout::{TempFile, sync_folder};
 use super::names;
-use crate::image::import::{ImportOptions, ImportedKernel, KernelSegment, ReadAt, import_initrd};
+use crate::image::import::{
+    ImportOptions, ImportedKernel, KernelSegment, ReadAt, import_disk, import_initrd,
+};
 use crate::image::manifest::{Architecture, KernelInfo, Manifest, Placement, Segment, SegmentKind};
 use crate::image::name::ImageName;
 use crate::image::plan::initrd_placement;
@@ -178,6 +181,22 @@ impl<'a> NewImage<'a> {
             notes: kernel.notes,
             segments,
         }
+    }
+
+    /// The image with this file as its disk, whose length `disk_length` has checked.
+    #[must_use]
+    pub fn with_disk(mut self, file: &'a File, length: u64) -> Self {
+        self.segments.push(NewSegment {
+            kind: SegmentKind::Block,
+            placement: Placement::Device,
+            data_length: Some(length),
+            memory_length: 0,
+            content: Box::new(move |sink| {
+                import_disk(file, length, sink)?;
+                Ok(Vec::new())
+            }),
+        });
+        self
     }
 }
 

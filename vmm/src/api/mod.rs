@@ -5,6 +5,8 @@ use imgcache::image::name::ImageName;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub mod client;
+
 use crate::spec::VmSpec;
 use crate::spec::name::{TenantName, VmName};
 
@@ -207,6 +209,74 @@ pub struct PoolInfo {
     pub bytes_loaded: u64,
 }
 
+/// What the VMs of a node use.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct NodeUsage {
+    /// When it was looked at, in milliseconds since 1970; that is done at most once a second.
+    pub at_ms: u64,
+    /// What the agent itself uses.
+    pub agent: Usage,
+    /// The VMs that live, by number.
+    pub vms: Vec<VmUsage>,
+}
+
+/// What a VM uses.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct VmUsage {
+    /// Its number.
+    pub number: u64,
+    /// Its name.
+    pub name: VmName,
+    /// What its process uses; none where the host does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// What a process uses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Usage {
+    /// Bytes of its memory that others map too: the image, and the program.
+    pub shared_bytes: u64,
+    /// Bytes of its memory that are its own.
+    pub private_bytes: u64,
+    /// Bytes of its memory, of what is shared only its part.
+    pub proportional_bytes: u64,
+    /// Milliseconds of processors' time.
+    pub cpu_ms: u64,
+}
+
+/// How a VM's boot went.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+pub struct Timings {
+    /// Phases of its boot so far, in the order in which they came.
+    pub phases: Vec<Phase>,
+    /// Milliseconds from its creation until it was ready to boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready_ms: Option<f64>,
+    /// Its report so far, as `vmm boot --json` prints it; null before it is ready.
+    #[schema(value_type = Option<Object>)]
+    pub report: serde_json::Value,
+}
+
+/// Whether the agent is well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Health {
+    /// Whether it takes new VMs.
+    pub status: HealthStatus,
+    /// What is wrong, in words; nothing if the node is well.
+    pub problems: Vec<String>,
+}
+
+/// Whether an agent takes new VMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum HealthStatus {
+    /// It does.
+    Ok,
+    /// It does not.
+    Draining,
+}
+
 /// Something that happened on the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeEvent {
@@ -278,7 +348,8 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
     /// Its kind, for machines: `not_found`, `exists`, `bad_request`, `state`, `capacity`,
-    /// `draining`, `image_not_found`, `image_damaged`, `image_does_not_fit`, `cache_unavailable`, `host`, `internal`.
+    /// `draining`, `image_not_found`, `image_damaged`, `image_does_not_fit`, `cache_unavailable`,
+    /// `method`, `media_type`, `too_large`, `slow`, `host`, `internal`.
     pub kind: String,
     /// What went wrong and what to do, for people.
     pub message: String,

@@ -142,6 +142,7 @@ impl Loaded {
             load: self.load,
             // It walks all page tables: not on the way to a guest whose report nobody wants.
             overhead_bytes: reports_overhead.then(|| footprint::resident_except(&guest)).flatten(),
+            network: None,
             guest: None,
         };
         Ok((machine, report))

@@ -1,5 +1,6 @@
 //! What a boot reports: for people by `vmm boot`, for machines as JSON.
 
+use devices::virtio::net::counters::Counts;
 use devices::vmgenid::GenerationId;
 use imgcache::client::LoadReport;
 use imgcache::image::name::ImageName;
@@ -7,11 +8,13 @@ use serde::Serialize;
 
 use crate::boot::vsock::VsockReport;
 use crate::control::journal::Said;
+use crate::disk::DiskReport;
 use crate::machine::boot::Protocol;
 use crate::machine::memory::Backing;
 use crate::machine::outcome::Outcome;
 use crate::machine::settle::Settled;
 use crate::machine::stats::KvmStats;
+use crate::net::Network;
 
 /// What `--json` prints.
 #[derive(Debug, Serialize)]
@@ -36,6 +39,9 @@ pub struct Report {
     pub phases: Vec<Phase>,
     /// What was brought, mapped and verified.
     pub load: LoadReport,
+    /// What it is on its network, if it is on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// Bytes of memory that this process takes beside the guest's, when ready.
     pub overhead_bytes: Option<u64>,
     /// How the guest fared, once it has ended.
@@ -55,10 +61,16 @@ pub struct GuestReport {
     /// What became of the mapped ramdisk; only if there was one, and not with `--ramdisk map`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settled: Option<Settled>,
+    /// What its disk did, if it had one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskReport>,
     /// What it said of itself through the control device.
     pub said: Said,
     /// What the control device counted.
     pub control: ControlCounts,
+    /// What its network device counted, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network: Option<Counts>,
     /// What went through its sockets, if it has them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockReport>,

@@ -4,10 +4,24 @@
 mod boot;
 mod cache;
 mod check;
+mod console;
+mod events;
+mod fleet;
 mod generate;
 mod image;
+mod inspect;
 pub mod logging;
+mod logs;
+mod net;
+mod node;
 mod progress;
+mod ps;
+mod reach;
+mod rm;
+mod start;
+mod stop;
+mod timings;
+mod top;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -20,13 +34,20 @@ use imgcache::store::{Store, StoreError};
 use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
 
+use crate::api::client::{AddressError, ClientError};
 use crate::boot::ReadyError;
+use crate::disk::DiskError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
 use crate::loader::LoaderError;
 use crate::machine::MachineError;
 use crate::machine::boot::BootError;
 use crate::machine::memory::MemoryError;
+use crate::net::NetError;
+use crate::node::error::NodeError;
+use crate::node::http::listen::ListenError;
+use crate::node::http::server::ServeError;
+use crate::spec::name::VmName;
 
 /// Boots microVMs by image name, out of a cache of hashed chunks.
 ///
@@ -75,15 +96,38 @@ impl StoreOptions {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Boot(boot::BootCommand),
+    Boot(Box<boot::BootCommand>),
+    Node(Box<node::NodeCommand>),
+    Fleet(Box<fleet::FleetCommand>),
+    Ps(ps::PsCommand),
+    Top(top::TopCommand),
+    Inspect(inspect::InspectCommand),
+    Timings(timings::TimingsCommand),
+    Logs(logs::LogsCommand),
+    Console(console::ConsoleCommand),
+    Events(events::EventsCommand),
+    Start(start::StartCommand),
+    Stop(stop::StopCommand),
+    Rm(rm::RmCommand),
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
+    Net(net::NetCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
 }
 
 impl Cli {
+    /// Starts the log that the command has.
+    pub fn start_logging(&self) {
+        match &self.command {
+            Command::Node(command) if let Some(agent) = command.agent() => {
+                agent.start_logging(self.verbose);
+            }
+            _ => logging::start(self.verbose),
+        }
+    }
+
     /// Does what the command line says.
     ///
     /// # Errors
@@ -91,8 +135,21 @@ impl Cli {
     pub fn run(&self) -> Result<Exit, CliError> {
         match &self.command {
             Command::Boot(command) => command.run(&self.store),
+            Command::Node(command) => command.run(&self.store),
+            Command::Fleet(command) => command.run(),
+            Command::Ps(command) => command.run(),
+            Command::Top(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+            Command::Timings(command) => command.run(),
+            Command::Logs(command) => command.run(),
+            Command::Console(command) => command.run(),
+            Command::Events(command) => command.run(),
+            Command::Start(command) => command.run(),
+            Command::Stop(command) => command.run(),
+            Command::Rm(command) => command.run(),
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
+            Command::Net(command) => command.run(),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -156,6 +213,9 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of the guest's disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// Of loading an image into a guest.
     #[error(transparent)]
     Loader(#[from] LoaderError),
@@ -165,6 +225,9 @@ pub enum CliError {
     /// Of the machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Of the network.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// Rights of a guest that do not go together.
     #[error("{0}")]
     Rights(String),
@@ -183,6 +246,48 @@ pub enum CliError {
         file: PathBuf,
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Of a node agent, as its client.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Of the node agent itself.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// Of the agent's sockets.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Of the files with which agents are spoken to.
+    #[error("how agents are spoken to: {0}")]
+    NodeTls(TlsError),
+    /// Of an agent's address.
+    #[error(transparent)]
+    NodeAddress(#[from] AddressError),
+    /// A command for one agent, with several.
+    #[error("this command asks one agent, and --node or VMM_NODE names several")]
+    SeveralNodes,
+    /// A VM that lives, and was to be deleted.
+    #[error("VM '{0}' lives; stop it first ('vmm stop {0}'), or kill it with --force")]
+    VmLives(VmName),
+    /// A VM that has ended.
+    #[error("VM '{0}' has ended; 'vmm logs {0}' prints what its console printed")]
+    VmEnded(VmName),
+    /// Of several VMs, of which some failed; what was wrong was said.
+    #[error("{failed} of {all} failed")]
+    Some {
+        /// How many failed.
+        failed: usize,
+        /// Of how many.
+        all: usize,
+        /// The exit code for the first that failed.
+        exit: Exit,
+    },
+    /// Of this terminal, or what an agent sends.
+    #[error("{what}: {source}")]
+    Stream {
+        /// What failed.
+        what: &'static str,
+        /// The reason.
+        source: std::io::Error,
     },
     /// Of writing a result.
     #[error("cannot write {what}: {source}")]
@@ -205,6 +310,14 @@ impl From<ReadyError> for CliError {
 }
 
 impl CliError {
+    fn stream(source: std::io::Error) -> Self {
+        Self::Stream { what: "the connection to the agent was lost", source }
+    }
+
+    fn terminal(source: std::io::Error) -> Self {
+        Self::Stream { what: "this terminal cannot be used", source }
+    }
+
     /// The exit code for it.
     pub fn exit(&self) -> Exit {
         match self {
@@ -221,7 +334,8 @@ impl CliError {
             Self::Cache(error) => cache_exit(error),
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
-            Self::NoCache | Self::Rights(_) => Exit::Usage,
+            Self::Net(error) => net_exit(error),
+            Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
@@ -229,9 +343,20 @@ impl CliError {
             }
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
-            Self::Machine(_) | Self::Output { .. } | Self::HandOver { .. } | Self::Vsock { .. } => {
-                Exit::Failure
-            }
+            Self::Client(error) => error.exit(),
+            Self::Node(error) => error.exit(),
+            Self::NodeTls(_) | Self::NodeAddress(_) | Self::SeveralNodes => Exit::Usage,
+            Self::Serve(ServeError::Listen(ListenError::Group(_))) => Exit::Usage,
+            Self::Some { exit, .. } => *exit,
+            Self::Machine(_)
+            | Self::Disk(_)
+            | Self::Output { .. }
+            | Self::HandOver { .. }
+            | Self::Vsock { .. }
+            | Self::Serve(_)
+            | Self::VmLives(_)
+            | Self::VmEnded(_)
+            | Self::Stream { .. } => Exit::Failure,
         }
     }
 }
@@ -250,6 +375,22 @@ fn find_store(options: &StoreOptions) -> Result<Option<Store>, CliError> {
         Ok(store) => Ok(Some(store)),
         Err(StoreError::NoFolder(_)) => Ok(None),
         Err(error) => Err(error.into()),
+    }
+}
+
+fn net_exit(error: &NetError) -> Exit {
+    match error {
+        NetError::Spec(_)
+        | NetError::NoTap { .. }
+        | NetError::Mtu { .. }
+        | NetError::Elsewhere { .. }
+        | NetError::OtherSubnet { .. } => Exit::Usage,
+        NetError::Kernel { .. }
+        | NetError::System { .. }
+        | NetError::NoBridge(_)
+        | NetError::NotABridge(_)
+        | NetError::Overlaps { .. } => Exit::HostNotAble,
+        _ => Exit::Failure,
     }
 }
 
@@ -309,6 +450,44 @@ fn print_text(text: &str) -> Result<(), CliError> {
     std::io::stdout()
         .write_all(text.as_bytes())
         .map_err(|source| CliError::Output { what: "to standard output".into(), source })
+}
+
+/// Prints all that comes, as it comes.
+fn copy_out(mut from: impl std::io::Read) -> Result<(), CliError> {
+    use std::io::Write;
+    let output = |source| CliError::Output { what: "to standard output".into(), source };
+    let (mut buffer, mut out) = (vec![0; 16 << 10], std::io::stdout());
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) => return Err(CliError::stream(error)),
+        };
+        // A console's prompt has no end of line.
+        out.write_all(&buffer[..count]).and_then(|()| out.flush()).map_err(output)?;
+    }
+}
+
+/// Does something with each of several VMs; what goes wrong with one does not keep it from the others.
+fn each(
+    names: &[VmName],
+    what: impl Fn(&VmName) -> Result<(), CliError>,
+) -> Result<Exit, CliError> {
+    let mut failed = Vec::new();
+    for name in names {
+        match what(name) {
+            Ok(()) => {}
+            Err(error) if names.len() == 1 => return Err(error),
+            Err(error) => {
+                say(&format!("vmm: {error}\n"));
+                failed.push(error.exit());
+            }
+        }
+    }
+    match failed.first() {
+        None => Ok(Exit::Success),
+        Some(exit) => Err(CliError::Some { failed: failed.len(), all: names.len(), exit: *exit }),
+    }
 }
 
 #[cfg(test)]

@@ -59,10 +59,10 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// First I/O port of the ACPI sleep and reset registers.
 pub const POWER_PORTS: u64 = 0x600;
 
-/// Interrupt line by which the guest is notified of a new generation; one that is there anyhow.
-pub const GENERATION_GSI: u32 = 2;
+/// Interrupt line by which the guest is notified of a new generation. (Linux does not take line 2.)
+pub const GENERATION_GSI: u32 = 5;
 /// Interrupt line of the first virtio device; the others follow. Lines 3 and 4 are the serial ports'.
-pub const VIRTIO_GSI: u32 = 5;
+pub const VIRTIO_GSI: u32 = 6;
 /// The most virtio devices a machine can have.
 pub const MAX_VIRTIO_DEVICES: u8 = 8;
 
@@ -77,7 +77,7 @@ pub fn virtio_window(index: u8) -> VirtioWindow {
 /// How many interrupt lines a machine with so many virtio devices has. No more than are used: at its
 /// start a guest reads and writes the registers of each several times, every time by an exit.
 pub fn gsi_count(virtio_devices: u8) -> u8 {
-    5 + virtio_devices.min(MAX_VIRTIO_DEVICES)
+    6 + virtio_devices.min(MAX_VIRTIO_DEVICES)
 }
 
 /// The smallest machine. A stock distribution kernel needs more to reach user space (Debian's cloud

@@ -12,6 +12,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::pool::Held;
 use crate::control::vms::folder::VmFolder;
+use crate::net::{self, Attachment};
 use crate::process;
 use crate::process::link::{Given, Link, Start};
 use crate::spec::VmSpec;
@@ -88,6 +89,12 @@ impl Launcher {
         let vsock = spec.vsock.as_ref().map(|_| folder.file(VSOCK));
         let vsock_socket = vsock.as_ref().map(UnixListener::bind).transpose()?;
         let manifest = image.manifest()?;
+        let attachment = net::open(&spec.net, name.as_str()).map_err(io::Error::other)?;
+        let mut spec = spec.clone();
+        let (tap, network) = attachment.map(Attachment::into_parts).unzip();
+        if let Some(network) = &network {
+            spec.cmdline_append = network.command_line_with(spec.cmdline_append.as_deref());
+        }
         let (here, there) = Link::pair()?;
         let child = Command::new(&self.program)
             .arg(process::ARGUMENT)
@@ -111,12 +118,14 @@ impl Launcher {
             (Given::Report, report.as_fd()),
             (Given::Socket, socket.as_fd()),
         ];
+        given.extend(tap.as_ref().map(|tap| (Given::Tap, tap.as_fd())));
         given.extend(vsock_socket.as_ref().map(|socket| (Given::Vsock, socket.as_fd())));
         let (names, files): (Vec<_>, Vec<_>) = given.into_iter().unzip();
         let start = Start {
             number,
             name: name.clone(),
-            spec: spec.clone(),
+            spec,
+            network,
             hold,
             manifest: image.id().to_string(),
             huge_pages: image.huge_pages(),

@@ -14,6 +14,7 @@
 pub mod clock;
 pub mod error;
 pub mod events;
+pub mod http;
 pub mod launch;
 pub mod options;
 pub mod pool;

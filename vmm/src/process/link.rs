@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::boot::report::Phase;
+use crate::net::Network;
 use crate::spec::VmSpec;
 use crate::spec::name::VmName;
 
@@ -45,6 +46,12 @@ pub enum Given {
     Report,
     /// The socket at which it is told things.
     Socket,
+    /// The interface of its network, which [`Start::network`] describes.
+    Tap,
+    /// A stream to who serves the chunks of its image's disk ([`imgcache::lazy::served`]).
+    Chunks,
+    /// The file of its disk's overlay.
+    Overlay,
     /// The socket of its socket device.
     Vsock,
 }
@@ -58,6 +65,9 @@ pub struct Start {
     pub name: VmName,
     /// What it is to be.
     pub spec: VmSpec,
+    /// What it is on its network, if it is on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// Whether it waits, when it is ready, to be told to start.
     pub hold: bool,
     /// The id of its image's manifest.

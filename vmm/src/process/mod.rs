@@ -9,16 +9,18 @@ pub mod link;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use control_abi::register::feature;
 use devices::control::Identity;
 use devices::virtio::VirtioDevice;
+use devices::virtio::net::counters::Counters as NetCounters;
 use imgcache::client::{ImageClient, LoadError};
 use imgcache::image::manifest::{Manifest, ManifestError};
 use imgcache::key::ManifestId;
+use imgcache::lazy::served::ServedSource;
 use imgcache::transport::prepared::Prepared;
 use kvm_ioctls::Kvm;
 
@@ -31,9 +33,12 @@ use crate::boot::{self, ReadyError};
 use crate::cli::CliError;
 use crate::control::images::Images;
 use crate::control::{BOOT_RATE, Control, Setup, TENANT_RATE};
+use crate::disk::{self, Counters as DiskCounters, Disk, DiskError};
 use crate::exit::Exit;
 use crate::machine::attach::Socket;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
+use crate::net::{Attachment, NetError};
+use crate::spec::disk::DiskSpec;
 
 /// The argument with which the agent starts this program as the process of a VM.
 pub const ARGUMENT: &str = "vm-process";
@@ -64,12 +69,18 @@ pub enum ProcessError {
     /// The id of the manifest is none.
     #[error("'{0}' is no id of a manifest")]
     Id(String),
+    /// Its disk.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// The image.
     #[error(transparent)]
     Image(#[from] LoadError),
     /// The machine could not be made.
     #[error(transparent)]
     Ready(#[from] ReadyError),
+    /// The network device.
+    #[error(transparent)]
+    Net(#[from] NetError),
     /// The machine could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -85,10 +96,12 @@ impl ProcessError {
         let message = self.to_string();
         let exit = match self {
             Self::Link(_) => Exit::Usage,
+            Self::Disk(error) => CliError::from(error).exit(),
             Self::Missing(_) | Self::File { .. } | Self::Id(_) => Exit::Failure,
             Self::Manifest(_) => Exit::ImageDamaged,
             Self::Image(error) => CliError::from(error).exit(),
             Self::Ready(error) => CliError::from(error).exit(),
+            Self::Net(error) => CliError::from(error).exit(),
             Self::Machine(error) => CliError::from(error).exit(),
         };
         (exit, message)
@@ -146,9 +159,13 @@ fn run(link: &Link, watch: Stopwatch) -> Result<Exit, ProcessError> {
 struct Vm {
     machine: machine::Machine,
     control: Control,
+    /// What its network device counts.
+    network: Option<Arc<NetCounters>>,
     vsock: Option<VsockEnd>,
     report: Report,
     report_file: File,
+    /// What its disk counts.
+    disk: Option<Arc<DiskCounters>>,
     /// Held for as long as the VM lives.
     _lock: OwnedFd,
 }
@@ -157,7 +174,8 @@ impl Vm {
     fn ready(start: &Start, mut files: Files, mut watch: Stopwatch) -> Result<Self, ProcessError> {
         let lock = files.take(Given::Lock)?;
         let kvm = kvm(files.take(Given::Kvm)?);
-        let pooled = pooled(start, &mut files)?;
+        let (manifest, pooled) = pooled(start, &mut files)?;
+        let disk = disk(start, manifest, pooled.id(), &mut files)?;
         let image = ImageClient::new(Box::new(pooled.clone()))
             .open_exactly(&start.spec.image, pooled.id())?;
         let file = ConsoleFile::new(files.take(Given::Console)?.into());
@@ -169,16 +187,26 @@ impl Vm {
         watch.phase("given");
 
         let spec = &start.spec;
-        let mut others = Vec::new();
-        let vsock = vsock(start, &mut files, &mut others)?;
-        let virtio = machine::virtio_devices(others);
+        let (mut devices, mut network) = (Vec::new(), None);
+        if let Some(described) = start.network.clone() {
+            let attachment = Attachment::from_parts(files.take(Given::Tap)?, described);
+            let (device, counted) = attachment.into_device()?;
+            devices.push(device);
+            network = Some(counted);
+        }
+        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
+        devices.extend(disk.map(|disk| disk.device));
+        let vsock = vsock(start, &mut files, &mut devices)?;
+        let virtio = machine::virtio_devices(devices);
         let loaded = boot::load(&kvm, &image, spec, &virtio, None, &mut watch)?;
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let console = Console { output: Box::new(output), keyboard: Keyboard::Socket(socket) };
         let around = machine::Around { console, control: end, virtio };
-        let (machine, report) = loaded.assemble(&image, spec, around, false, watch)?;
-        Ok(Self { machine, control, vsock, report, report_file, _lock: lock })
+        let (machine, mut report) = loaded.assemble(&image, spec, around, false, watch)?;
+        report.network.clone_from(&start.network);
+        let disk = disk_counters;
+        Ok(Self { machine, control, network, vsock, report, report_file, disk, _lock: lock })
     }
 
     fn told(&self) -> Result<Told, ProcessError> {
@@ -189,15 +217,25 @@ impl Vm {
     }
 
     fn run(self, hold: bool) -> Result<Exit, ProcessError> {
-        let Self { machine, control, vsock, mut report, mut report_file, _lock } = self;
+        let Self { machine, control, network, vsock, mut report, mut report_file, disk, _lock } =
+            self;
         let lived = machine.run(hold);
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
         let Life { outcome, ran, kvm, settled, control, overhead_bytes } = lived?;
         let (exit, run_ms, control) = (Exit::from(&outcome), milliseconds(ran), control.into());
-        let vsock = vsock.map(|end| end.report());
-        let guest =
-            GuestReport { outcome, run_ms, kvm, settled, said, control, vsock, overhead_bytes };
+        let guest = GuestReport {
+            outcome,
+            run_ms,
+            kvm,
+            settled,
+            disk: disk.as_deref().map(DiskCounters::report),
+            said,
+            control,
+            network: network.map(|counters| counters.read()),
+            vsock: vsock.map(|end| end.report()),
+            overhead_bytes,
+        };
         report.guest = Some(guest);
         let text = serde_json::to_vec(&report).map_err(std::io::Error::from);
         text.and_then(|text| report_file.write_all(&text))
@@ -213,7 +251,7 @@ fn kvm(file: OwnedFd) -> Kvm {
 }
 
 /// The image, as the agent's pool has it.
-fn pooled(start: &Start, files: &mut Files) -> Result<Prepared, ProcessError> {
+fn pooled(start: &Start, files: &mut Files) -> Result<(Arc<Manifest>, Prepared), ProcessError> {
     let id: ManifestId =
         start.manifest.parse().map_err(|_| ProcessError::Id(start.manifest.clone()))?;
     let mut bytes = Vec::new();
@@ -223,7 +261,29 @@ fn pooled(start: &Start, files: &mut Files) -> Result<Prepared, ProcessError> {
         .map_err(ProcessError::file("read the image's manifest"))?;
     let manifest = Arc::new(Manifest::decode_as(&id, &bytes)?);
     let file = Arc::new(File::from(files.take(Given::Image)?));
-    Ok(Prepared::new(start.spec.image.clone(), id, manifest, file, start.huge_pages))
+    let image = start.spec.image.clone();
+    let pooled = Prepared::new(image, id, Arc::clone(&manifest), file, start.huge_pages);
+    Ok((manifest, pooled))
+}
+
+/// The image's disk, if the guest is to have it: not out of the pool, but from who serves it.
+fn disk(
+    start: &Start,
+    manifest: Arc<Manifest>,
+    id: ManifestId,
+    files: &mut Files,
+) -> Result<Option<Disk>, ProcessError> {
+    let spec = disk::wanted(start.spec.disk.as_ref(), &manifest)?;
+    if spec == (DiskSpec::None {}) {
+        return Ok(None);
+    }
+    let overlay = match spec {
+        DiskSpec::Overlay { .. } => Some(files.take(Given::Overlay)?.into()),
+        DiskSpec::None {} | DiskSpec::Ro {} => None,
+    };
+    let stream = UnixStream::from(files.take(Given::Chunks)?);
+    let source = Arc::new(ServedSource::new(manifest, stream));
+    Ok(disk::device(&spec, &id, source, overlay)?)
 }
 
 /// Makes the socket device, if there is to be one.

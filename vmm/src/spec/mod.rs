@@ -4,7 +4,9 @@
 //! Each part that is more than a number has a file of its own here.
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
+pub mod disk;
 pub mod name;
+pub mod net;
 pub mod vsock;
 
 use clap::Args;
@@ -13,6 +15,8 @@ use imgcache::image::name::ImageName;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use self::disk::DiskSpec;
+use self::net::NetSpec;
 use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
 use crate::machine::layout::MAX_CPUS;
@@ -70,6 +74,22 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(max_length = 65535)]
     pub cmdline_append: Option<String>,
+
+    /// Its network: none; nat (a bridge of this host's own, behind its address); bridge=NAME; or fd=N, an
+    /// open TAP interface. Behind it, with commas: mac=, ip=ADDRESS/N, ip6=ADDRESS/N, gateway=, dns=
+    /// (up to three), mtu=, address=cmdline|dhcp (how the guest learns ip=), rate=, rate-in=, rate-out=
+    /// and burst= (bytes a second, and at once, such as 10M), packets= (a second), allow-in= and
+    /// allow-out= (ports that may be reached of the VM, and by it, such as tcp:22+udp:53, or none),
+    /// isolated (from others that are), subnet= (of nat).
+    #[arg(long, value_name = "NETWORK", default_value_t)]
+    #[serde(default)]
+    pub net: NetSpec,
+    /// The image's disk, which the guest sees as /dev/vda: ro, overlay[,size=SIZE][,file=PATH] (what the
+    /// guest writes goes to a file of the VM's own: at most SIZE of it, and to PATH to be kept), or none.
+    /// By default ro, if the image has a disk.
+    #[arg(long, value_name = "HOW")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskSpec>,
 
     /// Sockets between programs of the guest and of the host: cid=N[,socket=PATH]. A program that connects
     /// to PATH (v.sock) and writes "CONNECT 52" reaches port 52 of the guest, once it reads "OK"; one of the

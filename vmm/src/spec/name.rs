@@ -52,6 +52,16 @@ impl VmName {
         Self(format!("{}{end}", &self.0[..kept]))
     }
 
+    /// A name for a fleet that was given none: no two are likely to be the same.
+    pub fn of_a_fleet() -> Self {
+        let mut bytes = [0; 4];
+        // Should there be no random numbers, fleets can still be told apart by being named.
+        let _ = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::NONBLOCK);
+        let letter =
+            |byte: &u8| char::from(b"abcdefghjkmnpqrstuvwxyz23456789ab"[usize::from(byte & 31)]);
+        Self(format!("fleet-{}", bytes.iter().map(letter).collect::<String>()))
+    }
+
     /// As people order names: those that differ in a number at the end by that number.
     pub fn cmp_natural(&self, other: &Self) -> std::cmp::Ordering {
         fn key(name: &VmName) -> (&str, Option<u64>, &str) {

@@ -3,7 +3,6 @@
 mod cli;
 mod exit;
 mod logging;
-mod notify;
 mod opening;
 
 use std::io::{self, Write};

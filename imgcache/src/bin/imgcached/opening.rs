@@ -10,7 +10,7 @@ use imgcache::node::cache::{Cache, CacheConfig, CacheError, Now, OpenStep, Progr
 use imgcache::node::server::Opening;
 use tokio::sync::oneshot;
 
-use crate::notify;
+use imgcache::notify;
 
 /// For how long the service manager is to wait for more, each time that it is told.
 const EXTENSION: Duration = Duration::from_secs(60);

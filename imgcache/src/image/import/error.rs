@@ -3,8 +3,9 @@
 use std::io;
 
 use super::compression::Compression;
+use crate::image::manifest::SECTOR;
 
-/// Why a kernel or a ramdisk cannot be imported.
+/// Why a kernel, a ramdisk or a disk cannot be imported.
 ///
 /// Offsets and lengths are in bytes and count from the start of the file, or, inside
 /// [`ImportError::Inside`], from the start of the unpacked data.
@@ -20,6 +21,19 @@ pub enum ImportError {
         offset: u64,
         /// The system's error.
         source: io::Error,
+    },
+    /// A disk whose size is none that an image's disk can have.
+    #[error(
+        "a disk of {length} bytes: it must be a multiple of {SECTOR} bytes and at most {limit}, with \
+         chunks of {chunk_size} (--chunk-size)"
+    )]
+    DiskLength {
+        /// Its size in bytes.
+        length: u64,
+        /// Bytes per chunk.
+        chunk_size: u32,
+        /// The most that it may have, in bytes.
+        limit: u64,
     },
     /// A structure reaches beyond the end of the file.
     #[error(

@@ -11,6 +11,7 @@
 //! - `bzimage`: the Linux/x86 boot protocol, up to 2.15;
 //! - `elf`: System V ELF-64, and the PVH entry note of the Xen project;
 //! - `initrd` and `cpio`: Linux's initramfs buffer format;
+//! - `disk`: the content of a block device, as it is;
 //! - `added`: files that are put into a ramdisk;
 //! - `compression`, `lz4`, `zstd`: the compressed formats that Linux reads;
 //! - `source`: positional reads.
@@ -19,6 +20,7 @@ mod added;
 mod bzimage;
 mod compression;
 mod cpio;
+mod disk;
 mod elf;
 mod error;
 mod initrd;
@@ -36,6 +38,7 @@ mod testing;
 
 pub use added::{AddedContent, AddedFile, added_archive};
 pub use compression::Compression;
+pub use disk::{disk_length, import_disk};
 pub use error::ImportError;
 pub use initrd::{ImportedInitrd, InitrdPart, import_initrd};
 pub use kernel::{BootEntries, ImportedKernel, KernelFormat, KernelSegment, import_kernel};

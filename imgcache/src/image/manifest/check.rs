@@ -7,8 +7,14 @@ use super::{
 
 /// The most segments that an image may have.
 pub const MAX_SEGMENTS: usize = 64;
-/// The most guest memory that an image may fill, in bytes.
+/// The most that an image may hold, in bytes: guest memory that it fills, and its disk.
 pub const MAX_IMAGE_BYTES: u64 = 64 << 30;
+/// The most chunks that a disk may have: the manifest names each, and whoever boots the image holds the
+/// manifest in memory, 40 bytes for each. With 4 KiB chunks that is 4 GiB, with 64 KiB or more all
+/// that an image may hold.
+pub const MAX_DISK_CHUNKS: u32 = 1 << 20;
+/// The unit of a disk, in bytes.
+pub const SECTOR: u64 = 512;
 /// Alignments that a floating segment may ask for, in bytes.
 const ALIGN: std::ops::RangeInclusive<u64> = 4 << 10..=1 << 30;
 
@@ -21,7 +27,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
     }
     let mut total = 0u64;
     let mut next_chunk = 0u64;
-    let mut initrd = false;
+    let (mut initrd, mut disk) = (false, false);
     for (index, segment) in manifest.segments.iter().enumerate() {
         check_segment(segment, size, next_chunk)
             .map_err(|what| ManifestError::Segment { segment: index, what })?;
@@ -29,6 +35,9 @@ pub(super) fn check(manifest: &Manifest) -> Result<(), ManifestError> {
         total = total.saturating_add(segment.memory_length);
         if segment.kind == SegmentKind::Initrd && std::mem::replace(&mut initrd, true) {
             return Err(ManifestError::SecondInitrd(index));
+        }
+        if segment.kind == SegmentKind::Block && std::mem::replace(&mut disk, true) {
+            return Err(ManifestError::SecondDisk(index));
         }
     }
     if total > MAX_IMAGE_BYTES {
@@ -73,7 +82,24 @@ fn check_segment(segment: &Segment, chunk_size: u32, next_chunk: u64) -> Result<
     if u64::from(first_chunk) != next_chunk {
         return Err(format!("begins with chunk {first_chunk}, not {next_chunk}"));
     }
+    if (segment.kind == SegmentKind::Block) != (segment.placement == Placement::Device) {
+        return Err("is a disk that has an address, or is none and has no address".into());
+    }
     match segment.placement {
+        Placement::Device => {
+            if data_length != memory_length || !data_length.is_multiple_of(SECTOR) {
+                return Err(format!(
+                    "is a disk of {memory_length} bytes, {data_length} of them in chunks; all must be, \
+                     and be a multiple of {SECTOR}"
+                ));
+            }
+            if chunk_count > MAX_DISK_CHUNKS {
+                return Err(format!(
+                    "is a disk of {chunk_count} chunks; at most {MAX_DISK_CHUNKS} are allowed: \
+                     push it in larger chunks (--chunk-size)"
+                ));
+            }
+        }
         Placement::Fixed { address } => {
             if address.checked_add(memory_length).is_none() {
                 return Err(format!(
@@ -103,7 +129,7 @@ fn check_overlap(segments: &[Segment]) -> Result<(), ManifestError> {
         .enumerate()
         .filter_map(|(index, segment)| match segment.placement {
             Placement::Fixed { address } => Some((address, segment.memory_length, index)),
-            Placement::TopOfRam { .. } => None,
+            Placement::TopOfRam { .. } | Placement::Device => None,
         })
         .collect();
     fixed.sort_unstable();

@@ -3,7 +3,7 @@
 //! | bytes | content (integers are little-endian) |
 //! |---|---|
 //! | 8 | magic `vmmimage` |
-//! | 4 | version, 1 |
+//! | 4 | version: 2 if the image has a disk, else 1, which programs without disks read |
 //! | 4 | length of the header, H |
 //! | 4 | number of chunks, N |
 //! | H | header: the manifest but for its chunks, as JSON |
@@ -15,6 +15,8 @@ use crate::key::{ChunkKey, ManifestId};
 
 const MAGIC: [u8; 8] = *b"vmmimage";
 const VERSION: u32 = 1;
+/// That of images with a disk: a program that knows none must not boot them without it.
+const DISK_VERSION: u32 = 2;
 const PREFIX_BYTES: usize = 20;
 const ENTRY_BYTES: usize = 40;
 /// The longest header, in bytes.
@@ -40,7 +42,7 @@ impl Manifest {
         let mut bytes =
             Vec::with_capacity(PREFIX_BYTES + header.len() + self.chunks.len() * ENTRY_BYTES);
         bytes.extend_from_slice(&MAGIC);
-        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&self.version().to_le_bytes());
         bytes.extend_from_slice(&header_length.to_le_bytes());
         bytes.extend_from_slice(&count.to_le_bytes());
         bytes.extend_from_slice(&header);
@@ -66,7 +68,7 @@ impl Manifest {
         }
         let (version, rest) = rest.split_first_chunk().ok_or(too_short(PREFIX_BYTES))?;
         let version = u32::from_le_bytes(*version);
-        if version != VERSION {
+        if ![VERSION, DISK_VERSION].contains(&version) {
             return Err(ManifestError::Version(version));
         }
         let (header_length, rest) = rest.split_first_chunk().ok_or(too_short(PREFIX_BYTES))?;
@@ -91,7 +93,15 @@ impl Manifest {
             .map_err(|error| ManifestError::Header(error.to_string()))?;
         manifest.chunks = table.as_chunks::<ENTRY_BYTES>().0.iter().map(decode_entry).collect();
         check(&manifest)?;
+        if version != manifest.version() {
+            return Err(ManifestError::DiskVersion { version });
+        }
         Ok(manifest)
+    }
+
+    /// The version of its encoding.
+    fn version(&self) -> u32 {
+        if self.disk().is_some() { DISK_VERSION } else { VERSION }
     }
 
     /// How many bytes the encoding has that begins with `prefix`, which need not be trusted.
@@ -110,7 +120,7 @@ impl Manifest {
         }
         let [version, header, count] = [0, 1, 2]
             .map(|place| numbers.as_chunks().0.get(place).copied().map_or(0, u32::from_le_bytes));
-        if version != VERSION {
+        if ![VERSION, DISK_VERSION].contains(&version) {
             return Err(ManifestError::Version(version));
         }
         if header > MAX_HEADER_BYTES {

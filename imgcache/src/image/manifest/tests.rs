@@ -150,8 +150,8 @@ fn counts_beyond_the_input_are_refused_unallocated() {
     assert!(matches!(Manifest::decode(&bytes), Err(ManifestError::Length { .. })));
     bytes[12..16].fill(0xff);
     assert_eq!(Manifest::decode(&bytes), Err(ManifestError::HeaderLength(u64::from(u32::MAX))));
-    bytes[8] = 2;
-    assert_eq!(Manifest::decode(&bytes), Err(ManifestError::Version(2)));
+    bytes[8] = 3;
+    assert_eq!(Manifest::decode(&bytes), Err(ManifestError::Version(3)));
     bytes[0] = 0;
     assert!(matches!(Manifest::decode(&bytes), Err(ManifestError::Magic(_))));
 }
@@ -217,4 +217,67 @@ proptest! {
         }
         let _ = Manifest::decode(&bytes[8..]);
     }
+}
+
+/// The sample with a disk of these bytes.
+fn with_disk(data: &[u8]) -> Manifest {
+    let mut manifest = sample();
+    let chunks: Vec<_> = data.chunks(4096).map(ChunkEntry::of).collect();
+    let length = u64::try_from(data.len()).unwrap();
+    manifest.segments.push(Segment {
+        kind: SegmentKind::Block,
+        placement: Placement::Device,
+        data_length: length,
+        memory_length: length,
+        first_chunk: u32::try_from(manifest.chunks.len()).unwrap(),
+        chunk_count: u32::try_from(chunks.len()).unwrap(),
+    });
+    manifest.chunks.extend(chunks);
+    manifest
+}
+
+#[test]
+fn a_disk_is_a_segment_that_no_load_brings() {
+    let manifest = with_disk(&noise(3, 9 * 512));
+    let bytes = manifest.encode().unwrap();
+    assert_eq!(Manifest::decode(&bytes).unwrap(), manifest);
+    assert_eq!(manifest.disk().unwrap().0, 2);
+    assert_eq!(manifest.loaded_bytes(), sample().loaded_bytes());
+    assert_eq!(manifest.data_bytes(), manifest.loaded_bytes() + 9 * 512);
+}
+
+#[test]
+fn programs_that_know_no_disks_refuse_an_image_with_one_and_read_all_others() {
+    let version = |bytes: &[u8]| u32::from_le_bytes(bytes[8..12].try_into().unwrap());
+    let mut plain = sample().encode().unwrap();
+    let mut disk = with_disk(&noise(3, 512)).encode().unwrap();
+    assert_eq!((version(&plain), version(&disk)), (1, 2));
+    plain[8] = 2;
+    disk[8] = 1;
+    assert_eq!(Manifest::decode(&plain), Err(ManifestError::DiskVersion { version: 2 }));
+    assert_eq!(Manifest::decode(&disk), Err(ManifestError::DiskVersion { version: 1 }));
+}
+
+#[test]
+fn a_disk_keeps_the_rules_of_disks() {
+    let good = with_disk(&noise(3, 1024));
+    let mut second = good.clone();
+    second.segments.push(good.segments[2].clone());
+    second.chunks.push(second.chunks[second.chunks.len() - 1]);
+    second.segments[3].first_chunk = u32::try_from(good.chunks.len()).unwrap();
+    assert_eq!(second.encode(), Err(ManifestError::SecondDisk(3)));
+    let refused = |change: fn(&mut Segment)| {
+        let mut bad = good.clone();
+        change(&mut bad.segments[2]);
+        matches!(bad.encode(), Err(ManifestError::Segment { segment: 2, .. }))
+    };
+    assert!(refused(|disk| disk.placement = Placement::Fixed { address: 0 }));
+    assert!(refused(|disk| disk.kind = SegmentKind::Initrd));
+    assert!(refused(|disk| disk.data_length -= 1));
+    assert!(refused(|disk| disk.memory_length += 512));
+    assert!(refused(|disk| {
+        disk.data_length = (u64::from(MAX_DISK_CHUNKS) + 1) * 4096;
+        disk.memory_length = disk.data_length;
+        disk.chunk_count = MAX_DISK_CHUNKS + 1;
+    }));
 }

@@ -101,7 +101,7 @@ fn errors_say_what_is_missing() {
 fn the_placement_rule_follows_the_kernel() {
     let limit = |max, above| match initrd_placement(max, above) {
         Placement::TopOfRam { limit, .. } => limit,
-        Placement::Fixed { .. } => 0,
+        Placement::Fixed { .. } | Placement::Device => 0,
     };
     assert_eq!(limit(0x7fff_ffff, false), 2 * GIB);
     assert_eq!(limit(0x7fff_ffff, true), 4 * GIB);
@@ -197,4 +197,21 @@ proptest! {
             Err(_) => prop_assert!(!fixed_fit),
         }
     }
+}
+
+#[test]
+fn a_disk_takes_no_memory() {
+    use crate::image::manifest::{Segment, SegmentKind};
+    let mut image = manifest(&[1; 4096], &[2; 4096], 4096);
+    let layout = GuestLayout { ram: vec![0..64 << 20], reserved: Vec::new() };
+    let before = place(&image, &layout).unwrap();
+    image.segments.push(Segment {
+        kind: SegmentKind::Block,
+        placement: Placement::Device,
+        data_length: 1 << 30,
+        memory_length: 1 << 30,
+        first_chunk: 2,
+        chunk_count: 1 << 18,
+    });
+    assert_eq!(place(&image, &layout).unwrap(), before);
 }

@@ -8,6 +8,8 @@ use super::files::DEFAULT_CONNECTIONS;
 use crate::node::cache::MAX_ITEM_BYTES;
 use crate::node::rdma::RdmaConfig;
 
+pub use crate::tls::TlsConfig;
+
 /// What the server is to be like.
 #[derive(Debug, Clone)]
 pub struct ServerConfig {
@@ -53,17 +55,6 @@ pub struct UnixConfig {
     pub path: PathBuf,
     /// Its permissions.
     pub mode: u32,
-}
-
-/// The files of TLS, in PEM.
-#[derive(Debug, Clone)]
-pub struct TlsConfig {
-    /// The certificate and those that lead to its authority.
-    pub certificates: PathBuf,
-    /// Its key.
-    pub key: PathBuf,
-    /// Authorities of client certificates, which are then required.
-    pub client_authorities: Option<PathBuf>,
 }
 
 impl Default for ServerConfig {

@@ -91,6 +91,10 @@ impl ClusterSession {
         if from_origin == 0 && self.pulled.is_none() {
             return;
         }
+        // A disk is read in many fetches: what its first one published is there.
+        if lock(&self.publisher).is_some() {
+            return;
+        }
         let (cluster, manifest) = (self.cluster.clone(), self.manifest.clone());
         let name = self.pulled.clone();
         let work = move || {

@@ -108,6 +108,11 @@ pub struct Around<'a> {
 }
 
 impl GuestOptions {
+    /// The name that it is to have.
+    pub fn name(&self) -> Option<&VmName> {
+        self.name.as_ref()
+    }
+
     /// Checks that the options go together.
     ///
     /// # Errors
@@ -141,16 +146,19 @@ impl GuestOptions {
         })
     }
 
+    /// The VM's name.
+    pub fn vm_name(&self) -> String {
+        let given = self.name.as_ref().map(ToString::to_string);
+        given.unwrap_or_else(|| format!("vm-{}", std::process::id()))
+    }
+
     /// What the control device is made of.
     ///
     /// # Errors
     /// A file or folder that cannot be made.
     pub fn setup(&self, around: Around<'_>, opener: Opener) -> Result<Setup, CliError> {
         let manager = self.role == Role::Manager;
-        let name = self
-            .name
-            .as_ref()
-            .map_or_else(|| format!("vm-{}", std::process::id()), VmName::to_string);
+        let name = self.vm_name();
         let booting = if manager { feature::BOOT } else { 0 };
         let identity = Identity {
             name: name.clone(),

@@ -1,18 +1,22 @@
 //! `vmm boot`: from a name to a running guest.
 
 mod guest;
+mod remote;
 mod table;
 
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use clap::Args;
 use devices::virtio::VirtioDevice;
 use imgcache::client::{Image, ImageClient};
+use imgcache::lazy::ImageSource;
 
 use self::guest::{Around, GuestOptions};
+use self::remote::{Boot, RemoteOptions};
 use super::cache::{self, CacheOptions};
 use super::progress::Progress;
 use super::{CliError, StoreOptions, print_json, print_text, say};
@@ -22,10 +26,12 @@ use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
 use crate::boot::vsock::{self, SocketFile, VsockEnd};
 use crate::control::{self, Control};
+use crate::disk::{self, Counters, Disk};
 use crate::exit::{self, Exit};
 use crate::host;
 use crate::loader::handed::Handed;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
+use crate::net;
 use crate::size;
 use crate::spec::VmSpec;
 
@@ -72,6 +78,9 @@ pub struct BootCommand {
     guest: GuestOptions,
 
     #[command(flatten)]
+    remote: RemoteOptions,
+
+    #[command(flatten)]
     cache: CacheOptions,
 
     #[command(flatten)]
@@ -82,7 +91,7 @@ pub struct BootCommand {
 struct Closing(Option<JoinHandle<()>>);
 
 impl Closing {
-    fn begin(image: Image) -> Self {
+    fn begin(image: Arc<Image>) -> Self {
         // Without a thread it is closed at once.
         Self(thread::Builder::new().name("close".into()).spawn(move || drop(image)).ok())
     }
@@ -99,29 +108,50 @@ impl Drop for Closing {
 
 impl BootCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+        if self.remote.is_wanted() {
+            let (spec, name) = (&self.vm, self.guest.name());
+            let boot = Boot { spec, name, timings: self.timings, json: self.json };
+            return self.remote.run(&boot);
+        }
         let mut watch = Stopwatch::start();
         if !self.ready_only {
             host::kvm::require_stock_kernels()?;
         }
         let kvm = host::kvm::open()?;
         self.guest.check()?;
-        let image = self.client(store)?.open(&self.vm.image)?;
+        let image = Arc::new(self.client(store)?.open(&self.vm.image)?);
         // Before memory is made for a kernel that cannot be entered so.
         boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
 
-        let mut others = Vec::new();
-        let vsock = self.vsock(&mut others)?;
-        let virtio = machine::virtio_devices(others);
+        // The interface goes with this process, also if it is killed.
+        let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+        let network = attachment.as_ref().map(|attachment| attachment.network().clone());
+        let mut vm = self.vm.clone();
+        let (mut devices, mut net_counters) = (Vec::new(), None);
+        if let Some(attachment) = attachment {
+            vm.cmdline_append =
+                attachment.network().command_line_with(vm.cmdline_append.as_deref());
+            let (device, counted) = attachment.into_device()?;
+            devices.push(device);
+            net_counters = Some(counted);
+            watch.phase("network");
+        }
+        let disk = self.disk(&image)?;
+        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
+        devices.extend(disk.map(|disk| disk.device));
+        let vsock = self.vsock(&mut devices)?;
+        let virtio = machine::virtio_devices(devices);
         let loaded = {
-            let progress = Progress::new("loading", image.manifest().data_bytes());
+            let progress = Progress::new("loading", image.manifest().loaded_bytes());
             let add = |bytes| progress.add(bytes);
-            boot::load(&kvm, &image, &self.vm, &virtio, Some(&add), &mut watch)?
+            boot::load(&kvm, &image, &vm, &virtio, Some(&add), &mut watch)?
         };
         let (control, end) = self.control(&image, store)?;
         let around = machine::Around { console: self.console()?, control: end, virtio };
         let (machine, mut report) =
-            loaded.assemble(&image, &self.vm, around, self.wants_report(), watch)?;
+            loaded.assemble(&image, &vm, around, self.wants_report(), watch)?;
+        report.network = network;
         // What an image from a cache still has to do, it does while the guest starts.
         let _closing = Closing::begin(image);
         if self.ready_only {
@@ -141,9 +171,18 @@ impl BootCommand {
         }
         let run_ms = milliseconds(ran);
         let control = counters.into();
-        let vsock = vsock.map(|(_, end)| end.report());
-        let guest =
-            GuestReport { outcome, run_ms, kvm, settled, said, control, vsock, overhead_bytes };
+        let guest = GuestReport {
+            outcome,
+            run_ms,
+            kvm,
+            settled,
+            disk: disk_counters.as_deref().map(Counters::report),
+            said,
+            control,
+            network: net_counters.map(|counters| counters.read()),
+            vsock: vsock.map(|(_, end)| end.report()),
+            overhead_bytes,
+        };
         report.guest = Some(guest);
         match self.publish(&report) {
             // How the guest ended matters more than who was told.
@@ -163,6 +202,14 @@ impl BootCommand {
         let handed =
             handed.map_err(|source| CliError::HandOver { socket: socket.clone(), source })?;
         Ok(ImageClient::new(Box::new(handed)))
+    }
+
+    /// The image's disk, if the guest is to have it.
+    fn disk(&self, image: &Arc<Image>) -> Result<Option<Disk>, CliError> {
+        let spec = disk::wanted(self.vm.disk.as_ref(), image.manifest())?;
+        let source = ImageSource::new(Arc::clone(image), self.vm.verify());
+        let overlay = disk::open_overlay(&spec)?;
+        Ok(disk::device(&spec, &image.id(), Arc::new(source), overlay)?)
     }
 
     /// Makes the socket device, if there is to be one, and opens its socket.

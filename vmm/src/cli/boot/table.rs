@@ -1,10 +1,12 @@
 //! What `vmm boot` says to people.
 
+use devices::virtio::net::counters::Counts;
 use imgcache::client::Verification;
 use imgcache::transport::cluster::CacheReport;
 
 use crate::boot::report::Report;
 use crate::machine::settle::Settled;
+use crate::net::Network;
 use crate::size;
 
 /// One line before the guest has the console.
@@ -37,6 +39,7 @@ pub fn table(report: &Report) -> String {
     let row = |name: &str, ms: f64| format!("{name:<12} {ms:>10.3}");
     lines.extend(report.phases.iter().map(|phase| row(phase.name, phase.ms)));
     lines.push(row("ready", report.ready_ms));
+    lines.extend(report.network.as_ref().map(address_line));
     lines.extend(report.load.cache.iter().flat_map(cache_lines));
     if let Some(guest) = &report.guest {
         lines.push(row("kernel entry", 0.0) + "   (and from here on, times of the guest's own)");
@@ -53,8 +56,30 @@ pub fn table(report: &Report) -> String {
             guest.kvm.pages_4k
         ));
         lines.extend(guest.settled.as_ref().map(settled_line));
+        lines.extend(guest.network.as_ref().map(network_line));
     }
     lines.join("\n") + "\n"
+}
+
+fn address_line(network: &Network) -> String {
+    let ip = network.ip.map(|ip| format!(", {ip}")).unwrap_or_default();
+    let on = network.bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+    format!("network      {}{ip} at {}{on}", network.device.mac, network.tap)
+}
+
+fn network_line(counts: &Counts) -> String {
+    format!(
+        "network received {} frames of {}, sent {} of {}; dropped {} and {}, kept back {} and {}, spoofed {}",
+        counts.received_frames,
+        size::show(counts.received_bytes),
+        counts.sent_frames,
+        size::show(counts.sent_bytes),
+        counts.received_dropped,
+        counts.sent_dropped,
+        counts.received_filtered,
+        counts.sent_filtered,
+        counts.sent_spoofed
+    )
 }
 
 fn settled_line(settled: &Settled) -> String {

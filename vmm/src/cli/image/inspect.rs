@@ -63,6 +63,7 @@ fn describe(inspection: &Inspection) -> String {
     for segment in &manifest.segments {
         let place = match segment.placement {
             Placement::Fixed { address } => format!("at {address:#x}"),
+            Placement::Device => "as a disk".to_owned(),
             Placement::TopOfRam { limit, .. } => format!("at the top of RAM below {limit:#x}"),
         };
         lines.push(format!(

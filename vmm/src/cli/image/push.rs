@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use imgcache::client::ImageClient;
-use imgcache::image::import::{ImportError, ImportOptions, ReadAt, added_archive, import_kernel};
+use imgcache::image::import::{
+    ImportError, ImportOptions, ReadAt, added_archive, disk_length, import_kernel,
+};
 use imgcache::image::manifest::{
-    DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, ManifestError,
+    DEFAULT_CHUNK_SIZE, MAX_CHUNK_SIZE, MIN_CHUNK_SIZE, ManifestError, SegmentKind,
 };
 use imgcache::image::name::ImageName;
 use imgcache::key::ManifestId;
@@ -48,6 +50,11 @@ pub struct PushCommand {
     /// Initial ramdisk: cpio archives, compressed or not, several in a row as distributions have.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
+
+    /// Disk: a raw file, a multiple of 512 bytes, up to 64 GiB; its format is never guessed. Guests see
+    /// it as /dev/vda and read its chunks when they need them (see 'vmm boot --disk').
+    #[arg(long, value_name = "FILE")]
+    disk: Option<PathBuf>,
 
     /// Kernel command line.
     #[arg(long, value_name = "TEXT", default_value = DEFAULT_CMDLINE)]
@@ -125,15 +132,31 @@ impl PushCommand {
         let alone = agent_alone.as_ref().map(|archive| archive as &dyn ReadAt);
         let initrd = initrd_file.as_ref().map(|file| file as &dyn ReadAt).or(alone);
         let initrd = initrd.map(|source| (source, &options));
+        let disk = match &self.disk {
+            Some(path) => {
+                let file = open(path)?;
+                let length =
+                    disk_length(&file, self.chunk_size).map_err(|error| input(path, error))?;
+                Some((file, length))
+            }
+            None => None,
+        };
 
         // Nothing is touched before the kernel is known to be good; the ramdisk is checked while
         // it is pushed, and the name changes last.
         let store = Store::create(&store.path()?)?;
-        let image = NewImage::from_import(kernel, initrd, self.cmdline.clone(), self.chunk_size);
+        let mut image =
+            NewImage::from_import(kernel, initrd, self.cmdline.clone(), self.chunk_size);
+        if let Some((file, length)) = &disk {
+            image = image.with_disk(file, *length);
+        }
+        let disk_segment = image.segments.iter().position(|s| s.kind == SegmentKind::Block);
         let progress = Progress::new("pushing", 0);
         let mut show = |done, total| progress.set(done, total);
         let options = PushOptions { drop_cache: true, progress: Some(&mut show) };
-        let push = store.push(&self.name, image, options).map_err(|error| self.blame(error))?;
+        let push = store
+            .push(&self.name, image, options)
+            .map_err(|error| self.blame(error, disk_segment))?;
         drop(progress);
 
         let cache = match &cluster {
@@ -163,10 +186,12 @@ impl PushCommand {
     }
 
     /// What only a push finds out about a file is the file's fault, not the store's.
-    fn blame(&self, error: StoreError) -> CliError {
+    fn blame(&self, error: StoreError, disk_segment: Option<usize>) -> CliError {
         match error {
-            StoreError::Source { source, .. } if source.is::<ImportError>() => {
-                let file = self.initrd.as_ref().unwrap_or(&self.kernel);
+            StoreError::Source { segment, source, .. } if source.is::<ImportError>() => {
+                let is_disk = disk_segment == Some(segment);
+                let file = if is_disk { self.disk.as_ref() } else { self.initrd.as_ref() };
+                let file = file.unwrap_or(&self.kernel);
                 CliError::Input { file: file.clone(), source }
             }
             // Of what is checked there, the command line alone does not come from the kernel.
@@ -233,6 +258,7 @@ mod tests {
             name: "a".parse().unwrap(),
             kernel: "kernel".into(),
             initrd: initrd.map(PathBuf::from),
+            disk: None,
             cmdline: String::new(),
             as_is: false,
             with_agent: None,
@@ -252,20 +278,20 @@ mod tests {
             source,
         };
         let bad = failure(ImportError::EmptyRamdisk { length: 0 }.into());
-        let error = push(Some("ramdisk")).blame(bad);
+        let error = push(Some("ramdisk")).blame(bad, None);
         assert_eq!(error.exit(), Exit::BadInput);
         assert!(error.to_string().starts_with("ramdisk: the ramdisk is empty"), "{error}");
-        let other = push(Some("ramdisk")).blame(failure("no".into()));
+        let other = push(Some("ramdisk")).blame(failure("no".into()), None);
         assert_eq!(other.exit(), Exit::Failure);
     }
 
     #[test]
     fn a_kernel_that_makes_no_image_is_blamed_and_for_a_command_line_the_user() {
         let failure = |source| StoreError::InvalidImage { image: "a".parse().unwrap(), source };
-        let error = push(None).blame(failure(ManifestError::SegmentCount(65)));
+        let error = push(None).blame(failure(ManifestError::SegmentCount(65)), None);
         assert_eq!(error.exit(), Exit::BadInput);
         assert!(error.to_string().starts_with("kernel: "), "{error}");
-        let error = push(None).blame(failure(ManifestError::Cmdline("is too long".into())));
+        let error = push(None).blame(failure(ManifestError::Cmdline("is too long".into())), None);
         assert_eq!(error.exit(), Exit::Usage);
     }
 

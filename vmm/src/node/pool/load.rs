@@ -110,7 +110,7 @@ fn map(file: &File) -> Result<MmapMut, FillError> {
 /// Every chunk that is not zero, ascending in the file. A new file is zero already.
 fn places(layout: &PreparedLayout, manifest: &Manifest) -> Result<Vec<Place>, FillError> {
     let mut places = Vec::with_capacity(manifest.chunks.len());
-    for segment in 0..manifest.segments.len() {
+    for (segment, _) in manifest.loaded() {
         let Some(start) = layout.segment(segment) else {
             // What has no bytes needs no place.
             if manifest.chunks_of(segment).next().is_none() {

@@ -110,6 +110,11 @@ impl Tls {
         let server_name = files.server_name.as_ref().map(name).transpose()?;
         Ok(Self { config: Arc::new(config), server_name })
     }
+
+    /// What connections go by.
+    pub fn config(&self) -> Arc<ClientConfig> {
+        self.config.clone()
+    }
 }
 
 /// How connections are made, and how patient they are.

@@ -1,4 +1,4 @@
-//! Tells the service manager how it stands (`sd_notify(3)`).
+//! Tells the service manager how a program stands (`sd_notify(3)`).
 
 use std::env;
 use std::io;

@@ -1,0 +1,39 @@
+//! What is left when VMs have come and gone.
+
+use std::fs;
+
+use crate::common::agent::{Agent, descriptors, entries};
+use crate::common::is_long;
+
+/// Threads of a process.
+fn threads(pid: u32) -> usize {
+    entries(format!("/proc/{pid}/task").as_ref())
+}
+
+/// Lines of a file of the system's that lists things.
+fn lines(file: &str) -> usize {
+    fs::read_to_string(file).unwrap_or_default().lines().count()
+}
+
+#[test]
+fn boots_and_stops_leave_nothing_behind() {
+    let Some(agent) = Agent::start(&[]) else { return };
+    let rounds = if is_long() { 20 } else { 4 };
+    agent.fleet("warm", "small", 50);
+    agent.remove_all();
+    agent.wait_until("quiet", |agent| agent.processes().is_empty());
+    let state = |agent: &Agent| {
+        let run = agent.run().join("node/vms");
+        (descriptors(agent.pid()), entries(&run), lines("/proc/self/mountinfo"))
+    };
+    let (before, threads_before) = (state(&agent), threads(agent.pid()));
+    for round in 0..rounds {
+        let report = agent.fleet(&format!("round{round}"), "small", 50);
+        assert_eq!(report["booted"], 50, "{report}");
+        agent.remove_all();
+    }
+    agent.wait_until("as before", |agent| state(agent) == before && agent.processes().is_empty());
+    // Threads that wait for work may be more or fewer than they were, but not by rounds.
+    assert!(threads(agent.pid()) <= threads_before + 16, "{}", threads(agent.pid()));
+    assert_eq!(agent.pool("misses"), 1);
+}

@@ -1,0 +1,1 @@
+//! Tests of a disk as its device sees it.
