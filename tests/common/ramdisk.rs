@@ -37,7 +37,7 @@ pub fn push_options(
     programs: &[PathBuf],
     options: &[&str],
 ) {
-    let initrd = ramdisk(bench, name, script, programs);
+    let initrd = ramdisk(bench, name, script, programs, "initrd-small.cpio.gz");
     let (kernel, agent) = (guest_file("vmlinuz"), format!("--with-agent={}", agent().display()));
     let (kernel, initrd) = (kernel.to_str().unwrap(), initrd.to_str().unwrap());
     let mut arguments = vec!["image", "push", name, "--kernel", kernel, "--initrd", initrd, &agent];
@@ -47,13 +47,23 @@ pub fn push_options(
 
 /// Pushes a kernel of the test guests', with a ramdisk of `script` that has no modules for it.
 pub fn push_kernel(bench: &Bench, name: &str, kernel: &str, script: &str) {
-    let initrd = ramdisk(bench, name, script, &[]);
+    let initrd = ramdisk(bench, name, script, &[], "initrd-small.cpio.gz");
     let kernel = guest_file(kernel);
     let (kernel, initrd) = (kernel.to_str().unwrap(), initrd.to_str().unwrap());
     bench.expect(0, &["image", "push", name, "--kernel", kernel, "--initrd", initrd]);
 }
 
-fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf]) -> PathBuf {
+/// Pushes the test guest with the modules for disks, with `script` and with `disk`, but without the agent.
+pub fn push_disk(bench: &Bench, name: &str, script: &str, disk: &Path) {
+    let initrd = ramdisk(bench, name, script, &[], "initrd-disk.cpio.gz");
+    let kernel = guest_file("vmlinuz");
+    let files = [&kernel, &initrd, &disk.to_owned()].map(|path| path.to_str().unwrap().to_owned());
+    let [kernel, initrd, disk] = &files;
+    let arguments = ["image", "push", name, "--kernel", kernel, "--initrd", initrd, "--disk", disk];
+    bench.expect(0, &arguments);
+}
+
+fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf], base: &str) -> PathBuf {
     let tree = bench.path().join(format!("{name}.tree"));
     fs::create_dir_all(tree.join("usr/bin")).unwrap();
     let path = "export PATH=/sbin:/usr/bin:/bin\n";
@@ -62,12 +72,26 @@ fn ramdisk(bench: &Bench, name: &str, script: &str, programs: &[PathBuf]) -> Pat
         let copy = tree.join("usr/bin").join(program.file_name().unwrap());
         fs::copy(program, &copy).unwrap();
         fs::set_permissions(copy, fs::Permissions::from_mode(0o755)).unwrap();
+        for library in libraries(program) {
+            let copy = tree.join(library.strip_prefix("/").unwrap());
+            fs::create_dir_all(copy.parent().unwrap()).unwrap();
+            fs::copy(library, copy).unwrap();
+        }
     }
     let initrd = bench.path().join(format!("{name}.initrd"));
     let mut file = File::create(&initrd).unwrap();
-    file.write_all(&fs::read(guest_file("initrd-small.cpio.gz")).unwrap()).unwrap();
+    file.write_all(&fs::read(guest_file(base)).unwrap()).unwrap();
     file.write_all(&archive(&tree)).unwrap();
     initrd
+}
+
+/// The libraries that a program needs, with their loader; none if it is linked statically.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let output = Command::new("ldd").arg(program).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let word =
+        |line: &str| line.split_whitespace().find(|word| word.starts_with('/')).map(PathBuf::from);
+    text.lines().filter_map(word).collect()
 }
 
 /// A cpio archive of a folder's content.

@@ -33,8 +33,6 @@ pub enum Exit {
     GuestReset,
     /// Ended by a signal, or at the console (as by SIGINT).
     Signal(u8),
-    /// As the process of a VM of a node agent.
-    AsVm(u8),
 }
 
 /// Codes and meanings for `--help` and the manual page.
@@ -67,7 +65,7 @@ impl Exit {
 
     /// The end that this code stands for; nothing for one that is none of the table's.
     pub fn of_code(code: u8) -> Option<Self> {
-        const ALL: [Exit; 12] = [
+        const ALL: [Exit; 13] = [
             Exit::Success,
             Exit::Failure,
             Exit::Usage,
@@ -77,6 +75,7 @@ impl Exit {
             Exit::BadInput,
             Exit::DoesNotFit,
             Exit::CacheUnavailable,
+            Exit::NodeUnavailable,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,
@@ -89,7 +88,7 @@ impl Exit {
     /// ([`ErrorBody`](crate::api::ErrorBody)).
     pub fn of_kind(kind: &str) -> Self {
         match kind {
-            "bad_request" => Self::Usage,
+            "bad_request" | "invalid" => Self::Usage,
             "image_not_found" => Self::ImageNotFound,
             "image_damaged" => Self::ImageDamaged,
             "image_does_not_fit" => Self::DoesNotFit,
@@ -116,7 +115,6 @@ impl Exit {
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
             Self::Signal(signal) => 128u8.saturating_add(signal),
-            Self::AsVm(code) => code,
         }
     }
 }

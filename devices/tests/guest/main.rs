@@ -8,6 +8,8 @@ mod malicious;
 #[cfg(test)]
 mod net_driver;
 #[cfg(test)]
+mod virtio_blk;
+#[cfg(test)]
 mod virtio_net;
 #[cfg(test)]
 mod virtio_rng;

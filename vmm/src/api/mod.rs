@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 pub mod client;
 
 use crate::spec::VmSpec;
-use crate::spec::name::{TenantName, VmName};
+use crate::spec::name::{ImageNameSchema, TenantName, VmName};
 
 /// A VM that the agent is asked to boot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -113,7 +113,7 @@ pub struct StopVm {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct PoolImage {
     /// The name that it was last asked for by.
-    #[schema(value_type = String)]
+    #[schema(value_type = ImageNameSchema)]
     pub image: ImageName,
     /// Whose VMs may use these pages.
     pub tenant: TenantName,
@@ -136,7 +136,7 @@ pub struct PoolImage {
 #[serde(deny_unknown_fields)]
 pub struct PullImage {
     /// Its name.
-    #[schema(value_type = String, example = "debian:12", min_length = 1, max_length = 255)]
+    #[schema(value_type = ImageNameSchema)]
     pub image: ImageName,
     /// Whose VMs will use it.
     #[serde(default)]
@@ -298,7 +298,7 @@ pub enum Event {
         /// Its name.
         name: VmName,
         /// Its image.
-        #[schema(value_type = String)]
+        #[schema(value_type = ImageNameSchema)]
         image: ImageName,
         /// The state.
         state: VmState,
@@ -316,7 +316,7 @@ pub enum Event {
     /// An image came into the pool.
     Pulled {
         /// Its name.
-        #[schema(value_type = String)]
+        #[schema(value_type = ImageNameSchema)]
         image: ImageName,
         /// Whose it is.
         tenant: TenantName,
@@ -328,7 +328,7 @@ pub enum Event {
     /// An image left the pool.
     Dropped {
         /// Its name.
-        #[schema(value_type = String)]
+        #[schema(value_type = ImageNameSchema)]
         image: ImageName,
         /// Whose it was.
         tenant: TenantName,
@@ -347,7 +347,7 @@ pub enum Event {
 /// Why a request was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ErrorBody {
-    /// Its kind, for machines: `not_found`, `exists`, `bad_request`, `state`, `capacity`,
+    /// Its kind, for machines: `not_found`, `exists`, `bad_request`, `invalid`, `state`, `capacity`,
     /// `draining`, `image_not_found`, `image_damaged`, `image_does_not_fit`, `cache_unavailable`,
     /// `method`, `media_type`, `too_large`, `slow`, `host`, `internal`.
     pub kind: String,

@@ -4,6 +4,7 @@
 mod boot;
 mod cache;
 mod check;
+pub(crate) mod chunk_server;
 mod console;
 mod events;
 mod fleet;
@@ -30,6 +31,7 @@ use clap::{Args, Parser, Subcommand};
 use imgcache::client::LoadError;
 use imgcache::image::manifest::ManifestError;
 use imgcache::image::name::ImageName;
+use imgcache::lazy::served::ServeError as ServeChunksError;
 use imgcache::store::{Store, StoreError};
 use imgcache::transport::TransportError;
 use imgcache::transport::cluster::{ClusterError, TlsError};
@@ -112,6 +114,8 @@ enum Command {
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
     Net(net::NetCommand),
+    #[command(hide = true)]
+    ChunkServer(chunk_server::ChunkServerCommand),
     Check(check::CheckCommand),
     Completions(generate::CompletionsCommand),
     Man(generate::ManCommand),
@@ -150,6 +154,7 @@ impl Cli {
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
             Command::Net(command) => command.run(),
+            Command::ChunkServer(command) => command.run(&self.store),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
             Command::Man(command) => command.run(),
@@ -213,6 +218,9 @@ pub enum CliError {
     /// A command that needs the distributed cache, without one.
     #[error("no cache is named: use --cache memcached://HOST[:PORT],... or set VMM_CACHE")]
     NoCache,
+    /// Of serving the chunks of a disk.
+    #[error(transparent)]
+    ServeChunks(#[from] ServeChunksError),
     /// Of the guest's disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
@@ -354,6 +362,7 @@ impl CliError {
             | Self::HandOver { .. }
             | Self::Vsock { .. }
             | Self::Serve(_)
+            | Self::ServeChunks(_)
             | Self::VmLives(_)
             | Self::VmEnded(_)
             | Self::Stream { .. } => Exit::Failure,

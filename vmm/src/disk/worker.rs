@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::time::{Duration, Instant};
 
 use devices::virtio::blk::{Completion, Failed, Operation, Request, Tag};
 use imgcache::image::manifest::ChunkSpan;
@@ -19,6 +20,8 @@ use super::overlay::{Overlay, OverlayError};
 
 /// Bytes of chunks that are kept.
 const KEPT_BYTES: usize = 4 << 20;
+/// How soon the host is told again.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Bytes that are read in sequence before any is brought ahead.
 const SEQUENCE_BYTES: u64 = 512 << 10;
 /// Bytes that are brought ahead of a guest that reads in sequence.
@@ -71,15 +74,22 @@ pub struct Worker {
     fetchers: Fetchers,
     done: Arc<Done>,
     counters: Arc<Counters>,
-    /// What the host was told already, until it is well again.
     told: Told,
 }
 
-/// What the host was told about once, and hears of no more until it is well again.
+/// When the host was last told that chunks do not come, and that the overlay takes nothing more.
 #[derive(Debug, Default)]
 struct Told {
-    chunk: bool,
-    overlay: bool,
+    chunk: Option<Instant>,
+    overlay: Option<Instant>,
+}
+
+/// Tells the host why its guest gets errors, but not each time: a guest can repeat it.
+fn tell(last: &mut Option<Instant>, error: &dyn std::fmt::Display) {
+    if last.is_none_or(|last| last.elapsed() >= TELL_AGAIN) {
+        *last = Some(Instant::now());
+        crate::cli::say(&format!("vmm: the guest gets I/O errors from its disk: {error}\n"));
+    }
 }
 
 impl Worker {
@@ -151,7 +161,7 @@ impl Worker {
         self.complete(tag, result.map(|()| Vec::new()));
     }
 
-    /// Does something to the overlay. Tells the host if that fails, once until it works again.
+    /// Does something to the overlay. Tells the host if that fails.
     fn change(
         &mut self,
         change: impl FnOnce(&mut Overlay) -> Result<(), OverlayError>,
@@ -159,21 +169,14 @@ impl Worker {
         let overlay = self.overlay.as_mut().ok_or(Failed)?;
         match change(overlay) {
             Ok(()) => {
-                self.told.overlay = false;
                 let bytes = overlay.bytes();
                 self.counters.overlay_bytes.store(bytes, std::sync::atomic::Ordering::Relaxed);
                 Ok(())
             }
             Err(error) => {
-                self.tell_of_overlay(&error);
+                tell(&mut self.told.overlay, &error);
                 Err(Failed)
             }
-        }
-    }
-
-    fn tell_of_overlay(&mut self, error: &OverlayError) {
-        if !std::mem::replace(&mut self.told.overlay, true) {
-            crate::cli::say(&format!("vmm: the guest gets I/O errors from its disk: {error}\n"));
         }
     }
 
@@ -225,7 +228,7 @@ impl Worker {
         let Some(buffer) = reading.buffer.get_mut(place) else { return };
         if let Err(error) = overlay.read(bytes.start, buffer) {
             reading.failed = true;
-            self.tell_of_overlay(&error);
+            tell(&mut self.told.overlay, &error);
         }
     }
 
@@ -295,14 +298,12 @@ impl Worker {
             Ok(content) => {
                 add(&self.counters.chunks_fetched, 1);
                 add(&self.counters.bytes_fetched, content.len());
-                self.told.chunk = false;
                 Some(content)
             }
             Err(error) => {
                 // Ahead of anybody's need it is no failure yet.
-                if !pieces.is_empty() && !std::mem::replace(&mut self.told.chunk, true) {
-                    let words = format!("vmm: the guest gets I/O errors from its disk: {error}\n");
-                    crate::cli::say(&words);
+                if !pieces.is_empty() {
+                    tell(&mut self.told.chunk, &error);
                 }
                 None
             }

@@ -64,12 +64,9 @@ pub fn choose(
 /// Debian and others where the kernel itself does not.
 pub fn kernel_word(ip: Ipv4Net, gateway: Option<Ipv4Addr>, dns: &[Ipv4Addr], name: &str) -> String {
     let gateway = gateway.map(|gateway| gateway.to_string()).unwrap_or_default();
-    let mut word = format!("ip={}::{gateway}:{}:{name}::off", ip.addr(), ip.netmask());
     // There are two places.
-    for server in dns.iter().take(2) {
-        word.push_str(&format!(":{server}"));
-    }
-    word
+    let dns: String = dns.iter().take(2).map(|server| format!(":{server}")).collect();
+    format!("ip={}::{gateway}:{}:{name}::off{dns}", ip.addr(), ip.netmask())
 }
 
 /// The host's own name servers, those of them that VMs can reach.

@@ -302,13 +302,9 @@ impl Port {
         wanted: &Wanted<'_>,
         ip: Option<Ipv4Net>,
     ) -> Result<(), NetError> {
-        let mut alias = format!("{ALIAS} name={} mac={}", wanted.name, wanted.mac);
-        if let Some(ip) = ip {
-            alias.push_str(&format!(" ip={}", ip.addr()));
-        }
-        if let Some(ip6) = wanted.ip6 {
-            alias.push_str(&format!(" ip6={}", ip6.addr()));
-        }
+        let ip = ip.map(|ip| format!(" ip={}", ip.addr())).unwrap_or_default();
+        let ip6 = wanted.ip6.map(|ip| format!(" ip6={}", ip.addr())).unwrap_or_default();
+        let alias = format!("{ALIAS} name={} mac={}{ip}{ip6}", wanted.name, wanted.mac);
         self.change(route, vec![LinkAttribute::IfAlias(alias)])
             .map_err(NetError::kernel(format!("name {}", self.name)))
     }

@@ -55,7 +55,7 @@ impl Channel {
     }
 
     /// A number for the next request.
-    pub fn next(&mut self) -> u32 {
+    pub fn number(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1);
         self.sequence
     }
@@ -145,7 +145,7 @@ impl Route {
     ) -> Result<(Vec<RouteNetlinkMessage>, bool), NetlinkError> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
-        request.header.sequence_number = self.0.next();
+        request.header.sequence_number = self.0.number();
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);

@@ -1,5 +1,5 @@
 //! Address translation by `nf_tables`, set up by its netlink protocol: a table with one chain and one
-//! rule (include/uapi/linux/netfilter/nf_tables.h). No crate speaks it under a licence that fits and
+//! rule (Linux, `include/uapi/linux/netfilter/nf_tables.h`). No crate speaks it under a licence that fits and
 //! without a C library.
 
 use std::net::Ipv4Addr;
@@ -54,14 +54,14 @@ impl Attributes {
         self.put(kind, &number.to_be_bytes())
     }
 
-    fn nest(self, kind: u16, inner: Self) -> Self {
+    fn nest(self, kind: u16, inner: &Self) -> Self {
         const NESTED: u16 = 1 << 15;
         self.put(kind | NESTED, &inner.0)
     }
 
     /// An expression of a rule.
-    fn expression(self, name: &str, data: Self) -> Self {
-        self.nest(1, Self::default().text(1, name).nest(2, data))
+    fn expression(self, name: &str, data: &Self) -> Self {
+        self.nest(1, &Self::default().text(1, name).nest(2, data))
     }
 }
 
@@ -93,7 +93,7 @@ impl<'a> Batch<'a> {
         resource: u16,
         attributes: &Attributes,
     ) -> u32 {
-        let sequence = self.channel.next();
+        let sequence = self.channel.number();
         let message = message(kind, flags, sequence, family, resource, attributes);
         self.bytes.extend(message);
         sequence
@@ -157,7 +157,7 @@ fn acknowledged(message: &[u8]) -> Result<Option<u32>, NetlinkError> {
 fn exists(channel: &mut Channel, name: &str) -> Result<bool, NetlinkError> {
     let attributes = Attributes::default().text(1, name);
     let kind = SUBSYSTEM << 8 | GET_TABLE;
-    let sequence = channel.next();
+    let sequence = channel.number();
     channel.send(&message(kind, NLM_F_ACK, sequence, IPV4, 0, &attributes))?;
     loop {
         let bytes = channel.receive()?;
@@ -185,12 +185,12 @@ pub fn ensure_masquerade(name: &str, network: Ipv4Net) -> Result<(), NetlinkErro
     let mut batch = Batch::new(&mut channel);
     batch.add(NEW_TABLE, NLM_F_CREATE | NLM_F_EXCL, &Attributes::default().text(1, name));
     let hook = Attributes::default().number(1, HOOK_POSTROUTING).number(2, PRIORITY_SOURCE_NAT);
-    let chain = Attributes::default().text(1, name).text(3, CHAIN).nest(4, hook).text(7, "nat");
+    let chain = Attributes::default().text(1, name).text(3, CHAIN).nest(4, &hook).text(7, "nat");
     batch.add(NEW_CHAIN, NLM_F_CREATE, &chain);
     let expressions = within(Attributes::default(), SOURCE_OFFSET, network, EQUAL);
     let expressions = within(expressions, DESTINATION_OFFSET, network, NOT_EQUAL);
-    let expressions = expressions.expression("masq", Attributes::default());
-    let rule = Attributes::default().text(1, name).text(2, CHAIN).nest(4, expressions);
+    let expressions = expressions.expression("masq", &Attributes::default());
+    let rule = Attributes::default().text(1, name).text(2, CHAIN).nest(4, &expressions);
     batch.add(NEW_RULE, NLM_F_CREATE, &rule);
     match batch.commit() {
         // Somebody else was faster.
@@ -211,13 +211,16 @@ fn within(expressions: Attributes, offset: u32, network: Ipv4Net, comparison: u3
         .number(1, REGISTER)
         .number(2, REGISTER)
         .number(3, 4)
-        .nest(4, value(network.netmask()))
-        .nest(5, value(Ipv4Addr::UNSPECIFIED));
+        .nest(4, &value(network.netmask()))
+        .nest(5, &value(Ipv4Addr::UNSPECIFIED));
     let compare = Attributes::default()
         .number(1, REGISTER)
         .number(2, comparison)
-        .nest(3, value(network.network()));
-    expressions.expression("payload", load).expression("bitwise", mask).expression("cmp", compare)
+        .nest(3, &value(network.network()));
+    expressions
+        .expression("payload", &load)
+        .expression("bitwise", &mask)
+        .expression("cmp", &compare)
 }
 
 /// Takes the table called `name` away, if there is one.
@@ -242,7 +245,7 @@ mod tests {
     fn attributes_are_padded_and_not_their_lengths() {
         let attributes = Attributes::default().text(1, "ab").number(2, 1);
         assert_eq!(attributes.0, [7, 0, 1, 0, b'a', b'b', 0, 0, 8, 0, 2, 0, 0, 0, 0, 1]);
-        let nested = Attributes::default().nest(3, Attributes::default().put(1, &[9]));
+        let nested = Attributes::default().nest(3, &Attributes::default().put(1, &[9]));
         assert_eq!(nested.0, [12, 0, 3, 0x80, 5, 0, 1, 0, 9, 0, 0, 0]);
     }
 

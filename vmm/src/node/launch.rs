@@ -1,21 +1,26 @@
 //! Starts the process of a VM, and gives it all that it needs.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::pool::Held;
+use crate::cli::chunk_server;
 use crate::control::vms::folder::VmFolder;
+use crate::disk;
 use crate::net::{self, Attachment};
 use crate::process;
 use crate::process::link::{Given, Link, Start};
 use crate::spec::VmSpec;
+use crate::spec::disk::DiskSpec;
 use crate::spec::name::VmName;
 
 /// Starts processes.
@@ -24,6 +29,10 @@ pub struct Launcher {
     /// The program: this one.
     program: PathBuf,
     kvm: File,
+    /// The words of the command that serves chunks of disks.
+    chunk_server: OnceLock<Vec<OsString>>,
+    /// Those that were started, until they are seen to have ended.
+    servers: Mutex<Vec<Child>>,
 }
 
 /// A process that was started.
@@ -73,7 +82,35 @@ impl Launcher {
     /// # Errors
     /// The program cannot be found.
     pub fn new(kvm: File) -> io::Result<Self> {
-        Ok(Self { program: std::env::current_exe()?, kvm })
+        let (chunk_server, servers) = Default::default();
+        Ok(Self { program: std::env::current_exe()?, kvm, chunk_server, servers })
+    }
+
+    /// The words by which chunks of disks are served; the first that are said count.
+    pub fn serve_chunks_by(&self, words: Vec<OsString>) {
+        let _ = self.chunk_server.set(words);
+    }
+
+    /// Starts who serves the chunks of the image's disk to its VM, in a process of its own, since it has
+    /// to outlive the agent as the VM does; it ends when the VM's end of the stream is closed.
+    fn serve_chunks(&self, image: &Held, spec: &VmSpec, log: File) -> io::Result<OwnedFd> {
+        let (here, there) = UnixStream::pair()?;
+        let child = Command::new(&self.program)
+            .args(self.chunk_server.get_or_init(chunk_server::default_words))
+            .arg("--image")
+            .arg(spec.image.to_string())
+            .arg("--manifest")
+            .arg(image.id().to_string())
+            .stdin(Stdio::from(OwnedFd::from(there)))
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0)
+            .spawn()?;
+        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of VMs that have ended leave nothing behind but their numbers.
+        servers.retain_mut(|server| matches!(server.try_wait(), Ok(None)));
+        servers.push(child);
+        Ok(here.into())
     }
 
     /// Starts the process of a VM. It is of a process group of its own, so that what ends the agent at a
@@ -94,6 +131,20 @@ impl Launcher {
         let (tap, network) = attachment.map(Attachment::into_parts).unzip();
         if let Some(network) = &network {
             spec.cmdline_append = network.command_line_with(spec.cmdline_append.as_deref());
+        }
+        let (mut chunks, mut overlay) = (None, None);
+        if image.has_disk() && !matches!(spec.disk, Some(DiskSpec::None {})) {
+            if let Some(DiskSpec::Overlay { file: Some(file), .. }) = &spec.disk {
+                // Who may boot VMs may not for that reason write to any file that the agent can.
+                return Err(io::Error::other(format!(
+                    "an agent's VMs have no overlays that are kept: leave out the file '{}'",
+                    file.display()
+                )));
+            }
+            if let Some(disk) = &spec.disk {
+                overlay = disk::open_overlay(disk).map_err(io::Error::other)?;
+            }
+            chunks = Some(self.serve_chunks(image, &spec, make("chunk-server")?)?);
         }
         let (here, there) = Link::pair()?;
         let child = Command::new(&self.program)
@@ -119,6 +170,8 @@ impl Launcher {
             (Given::Socket, socket.as_fd()),
         ];
         given.extend(tap.as_ref().map(|tap| (Given::Tap, tap.as_fd())));
+        given.extend(chunks.as_ref().map(|chunks| (Given::Chunks, chunks.as_fd())));
+        given.extend(overlay.as_ref().map(|overlay| (Given::Overlay, overlay.as_fd())));
         given.extend(vsock_socket.as_ref().map(|socket| (Given::Vsock, socket.as_fd())));
         let (names, files): (Vec<_>, Vec<_>) = given.into_iter().unzip();
         let start = Start {

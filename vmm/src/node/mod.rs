@@ -122,6 +122,13 @@ impl Node {
         Ok(node)
     }
 
+    /// Says by which words this program serves the chunks of images' disks, from where the agent's
+    /// images come from ([`chunk_server::words`](crate::cli::chunk_server::words)): once, before any VM
+    /// with a disk is booted. Without it they come from this user's store.
+    pub fn serve_chunks_by(&self, words: Vec<std::ffi::OsString>) {
+        self.0.launcher.serve_chunks_by(words);
+    }
+
     /// Boots a VM: returns when its process has been started and given what it needs; its image is
     /// brought first, and VMs that came before it are let go first.
     ///

@@ -19,10 +19,14 @@ use self::disk::DiskSpec;
 use self::net::NetSpec;
 use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
-use crate::machine::layout::MAX_CPUS;
-use crate::machine::memory::BackingChoice;
+use crate::machine::layout::{HUGE_PAGE, MAX_CPUS, MAX_RAM, MIN_RAM};
+use crate::machine::memory::{BackingChoice, MemoryError};
 use crate::size;
+use crate::spec::name::ImageNameSchema;
 use crate::spec::vsock::VsockSpec;
+
+/// The longest text behind a kernel command line, in characters; kernels take less.
+const MAX_APPEND: usize = 65535;
 
 /// RAM of a VM, unless said otherwise, in bytes.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
@@ -33,7 +37,7 @@ pub const DEFAULT_MEMORY: u64 = 512 << 20;
 pub struct VmSpec {
     /// Name of the image (see 'vmm image ls').
     #[arg(long, value_name = "NAME")]
-    #[schema(value_type = String, example = "debian:12", min_length = 1, max_length = 255)]
+    #[schema(value_type = ImageNameSchema)]
     pub image: ImageName,
 
     /// Virtual processors, 1 to 32.
@@ -46,7 +50,12 @@ pub struct VmSpec {
     /// RAM, a multiple of 2 MiB from 64M up; such as 512M or 4G.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     #[serde(default = "default_memory")]
-    #[schema(minimum = 67_108_864, maximum = 1_099_511_627_776_u64, example = 536_870_912)]
+    #[schema(
+        minimum = 67_108_864,
+        maximum = 1_099_511_627_776_u64,
+        multiple_of = 2_097_152,
+        example = 536_870_912
+    )]
     pub memory: u64,
 
     /// What guest RAM is made of.
@@ -114,6 +123,24 @@ fn default_memory() -> u64 {
 }
 
 impl VmSpec {
+    /// Checks what the command line has checked already, for those that come by other ways.
+    ///
+    /// # Errors
+    /// What is wrong, with the field that it is in.
+    pub fn check(&self) -> Result<(), String> {
+        if !(1..=MAX_CPUS).contains(&self.cpus) {
+            return Err(format!("'spec.cpus': 1 to {MAX_CPUS}, not {}", self.cpus));
+        }
+        let size = MIN_RAM..=MAX_RAM;
+        if !size.contains(&self.memory) || !self.memory.is_multiple_of(HUGE_PAGE) {
+            return Err(format!("'spec.memory': {}", MemoryError::Size(self.memory)));
+        }
+        if self.cmdline_append.as_ref().is_some_and(|text| text.chars().count() > MAX_APPEND) {
+            return Err(format!("'spec.cmdline_append': at most {MAX_APPEND} characters"));
+        }
+        Ok(())
+    }
+
     /// How thoroughly chunks are verified.
     pub fn verify(&self) -> Verify {
         if self.verify_full { Verify::Full } else { Verify::Auto }

@@ -78,6 +78,19 @@ impl Default for TenantName {
     }
 }
 
+/// What the API's document says of names of images.
+#[derive(Debug, ToSchema)]
+#[schema(
+    as = ImageName,
+    value_type = String,
+    min_length = 1,
+    max_length = 128,
+    // Neither '..' nor '//' is in one.
+    pattern = r"^[A-Za-z0-9]((\.(/\.)*/?|/(\./)*\.?)?[A-Za-z0-9_:@+-])*(\.(/\.)*/?|/(\./)*\.?)?$",
+    example = "debian:12"
+)]
+pub struct ImageNameSchema(#[expect(dead_code, reason = "it describes")] String);
+
 macro_rules! name {
     ($name:ident, $what:literal) => {
         impl $name {

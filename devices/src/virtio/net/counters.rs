@@ -53,6 +53,8 @@ counters! {
     sent_large,
     /// Frames with a sender that the guest is not.
     sent_spoofed,
+    /// Frames of a kind, or of a family of IP, in which the guest has no address, though it has one.
+    sent_other,
     /// Frames to ports that the guest may not reach.
     sent_filtered,
     /// Frames that were none, not as negotiated, or that the host did not take.

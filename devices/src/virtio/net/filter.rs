@@ -17,6 +17,17 @@ pub(super) struct Identity {
     pub(super) ipv6: Option<Ipv6Addr>,
 }
 
+/// Who a frame says has sent it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sender {
+    /// The VM.
+    Vm,
+    /// Somebody that the VM is not.
+    Another,
+    /// It is of a kind, or a family, in which the VM has no address: most guests send some unasked.
+    Unknown,
+}
+
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 const DHCPV6_SERVER: u16 = 547;
@@ -35,18 +46,20 @@ mod icmpv6 {
 }
 
 impl Identity {
-    /// Whether the VM may be the sender of `frame`.
-    pub(super) fn may_send(&self, frame: &Frame<'_>) -> bool {
+    /// Whether the VM is the sender of `frame`.
+    pub(super) fn judge(&self, frame: &Frame<'_>) -> Sender {
         if frame.source != self.mac.octets() {
-            return false;
+            return Sender::Another;
         }
         let restricted = self.ipv4.is_some() || self.ipv6.is_some();
-        match frame.kind {
-            ARP => self.may_send_arp(frame),
+        let own = match frame.kind {
+            ARP if self.ipv4.is_some() || !restricted => self.may_send_arp(frame),
             IPV4 if self.ipv4.is_some() => frame.packet().is_some_and(|p| self.may_send_ipv4(&p)),
             IPV6 if self.ipv6.is_some() => frame.packet().is_some_and(|p| self.may_send_ipv6(&p)),
-            _ => !restricted,
-        }
+            _ if restricted => return Sender::Unknown,
+            _ => true,
+        };
+        if own { Sender::Vm } else { Sender::Another }
     }
 
     fn may_send_arp(&self, frame: &Frame<'_>) -> bool {
@@ -54,7 +67,7 @@ impl Identity {
         let own = match self.ipv4 {
             // Without an address of its own it asks whether somebody has the one it wants.
             Some(ip) => arp.sender_ip == ip || arp.sender_ip.is_unspecified(),
-            None => self.ipv6.is_none(),
+            None => true,
         };
         own && arp.sender == self.mac.octets()
     }
@@ -155,7 +168,7 @@ mod tests {
     }
 
     fn passes(identity: &Identity, frame: &[u8]) -> bool {
-        Frame::parse(frame).is_some_and(|frame| identity.may_send(&frame))
+        Frame::parse(frame).is_some_and(|frame| identity.judge(&frame) == Sender::Vm)
     }
 
     #[test]
@@ -175,7 +188,8 @@ mod tests {
         let tagged = ethernet(MAC, 0x8100, &[0; 40]);
         for frame in [lldp, tagged] {
             assert!(passes(&identity(false, false), &frame));
-            assert!(!passes(&identity(true, false), &frame));
+            let frame = Frame::parse(&frame).unwrap();
+            assert_eq!(identity(true, false).judge(&frame), Sender::Unknown);
         }
         let v6 = ethernet(MAC, IPV6, &ipv6("2001:db8::2", 17, &udp(1, 2)));
         assert!(!passes(&identity(true, false), &v6), "it has no such address");

@@ -7,6 +7,7 @@ use vm_memory::{Bytes, GuestMemoryMmap};
 
 use super::counters::add;
 use super::dhcp::Taken;
+use super::filter::Sender;
 use super::header::{HEADER_BYTES, Header, Way};
 use super::packet::Frame;
 use super::ports;
@@ -77,8 +78,13 @@ impl Net {
             return false;
         };
         let counters = &self.counters;
-        if !self.identity.may_send(&frame) {
-            add(&counters.sent_spoofed, 1);
+        let refusal = match self.identity.judge(&frame) {
+            Sender::Vm => None,
+            Sender::Another => Some(&counters.sent_spoofed),
+            Sender::Unknown => Some(&counters.sent_other),
+        };
+        if let Some(refusal) = refusal {
+            add(refusal, 1);
             return true;
         }
         match self.answerer.as_ref().map(|answerer| answerer.take_frame(&frame)) {

@@ -206,6 +206,10 @@ impl BootCommand {
 
     /// The image's disk, if the guest is to have it.
     fn disk(&self, image: &Arc<Image>) -> Result<Option<Disk>, CliError> {
+        // A manager hands over what is loaded, and then nothing more.
+        if self.chunks_from.is_some() {
+            return Ok(None);
+        }
         let spec = disk::wanted(self.vm.disk.as_ref(), image.manifest())?;
         let source = ImageSource::new(Arc::clone(image), self.vm.verify());
         let overlay = disk::open_overlay(&spec)?;

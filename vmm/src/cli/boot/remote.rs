@@ -140,7 +140,7 @@ fn attend(client: &Client, name: &VmName) -> Result<VmInfo, CliError> {
 /// The exit code of a VM that has ended.
 fn exit(info: &VmInfo) -> Exit {
     let Some(end) = &info.end else { return Exit::Failure };
-    let exit = end.code.map_or(Exit::Failure, Exit::AsVm);
+    let exit = end.code.and_then(Exit::of_code).unwrap_or(Exit::Failure);
     if exit.code() != 0 {
         say(&format!("vmm: {}\n", end.reason));
     }

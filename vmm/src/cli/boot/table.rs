@@ -5,6 +5,7 @@ use imgcache::client::Verification;
 use imgcache::transport::cluster::CacheReport;
 
 use crate::boot::report::Report;
+use crate::disk::DiskReport;
 use crate::machine::settle::Settled;
 use crate::net::Network;
 use crate::size;
@@ -56,6 +57,7 @@ pub fn table(report: &Report) -> String {
             guest.kvm.pages_4k
         ));
         lines.extend(guest.settled.as_ref().map(settled_line));
+        lines.extend(guest.disk.as_ref().map(disk_line));
         lines.extend(guest.network.as_ref().map(network_line));
     }
     lines.join("\n") + "\n"
@@ -79,6 +81,20 @@ fn network_line(counts: &Counts) -> String {
         counts.received_filtered,
         counts.sent_filtered,
         counts.sent_spoofed
+    )
+}
+
+fn disk_line(disk: &DiskReport) -> String {
+    format!(
+        "disk: {} read, {} written; {} chunks ({}) brought, {} of them ahead; {} in the overlay, {} \
+         errors",
+        size::show(disk.bytes_read),
+        size::show(disk.bytes_written),
+        disk.chunks_fetched,
+        size::show(disk.bytes_fetched),
+        disk.chunks_ahead,
+        size::show(disk.overlay_bytes),
+        disk.errors
     )
 }
 

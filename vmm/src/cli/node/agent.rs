@@ -8,6 +8,7 @@ use imgcache::client::ImageClient;
 use imgcache::notify;
 
 use super::super::cache::{self, CacheOptions, LoadOptions};
+use super::super::chunk_server;
 use super::super::{CliError, StoreOptions, print_text};
 use super::log::{self, LogFormat};
 use crate::api::client::socket_in;
@@ -63,6 +64,7 @@ impl AgentOptions {
                 .map_err(|error| error.to_string())
         };
         let node = Node::start(&self.node, Box::new(opener))?;
+        node.serve_chunks_by(chunk_server::words(store, &self.cache, &self.load));
         let server = Server::listen(&self.http, socket_in(&self.node.folder()))?;
         let mut line = format!("ready socket={}", server.socket().display());
         if let Some(address) = server.address() {

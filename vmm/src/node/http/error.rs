@@ -28,7 +28,7 @@ fn status(kind: &str) -> StatusCode {
         "exists" | "state" => StatusCode::CONFLICT,
         "too_large" => StatusCode::PAYLOAD_TOO_LARGE,
         "media_type" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-        "image_does_not_fit" => StatusCode::UNPROCESSABLE_ENTITY,
+        "invalid" | "image_does_not_fit" => StatusCode::UNPROCESSABLE_ENTITY,
         "image_damaged" => StatusCode::BAD_GATEWAY,
         "capacity" | "draining" | "cache_unavailable" | "host" => StatusCode::SERVICE_UNAVAILABLE,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -127,7 +127,8 @@ pub enum ImageRefused {
     /// There is no such image.
     #[response(status = 404)]
     NotFound(ErrorBody),
-    /// The image does not fit the machine.
+    /// What is asked for has the right shape, but cannot be: a text that is no such name or address, fields
+    /// that do not go together, an image that does not fit the machine.
     #[response(status = 422)]
     DoesNotFit(ErrorBody),
     /// The image is not as it was pushed.

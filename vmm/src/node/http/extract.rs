@@ -111,13 +111,23 @@ fn wrong_media_type(wanted: &str) -> ApiError {
     )
 }
 
+/// Whether an error of serde's is of the shape that the document says, in which case it is worded by serde;
+/// else it is of a text that is not what its own type says, such as a name or an address.
+fn is_of_shape(message: &str) -> bool {
+    let first =
+        ["invalid type", "invalid value", "invalid length", "unknown", "missing", "duplicate"];
+    first.iter().any(|words| message.starts_with(words))
+}
+
 /// Reads JSON; what is wrong with it is said with where in it that is.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let path = error.path().to_string();
         let at = if path == "." { "the body".to_owned() } else { format!("'{path}'") };
-        ApiError::bad(format!("{at}: {}", error.inner()))
+        let message = format!("{at}: {}", error.inner());
+        let is_value = error.inner().is_data() && !is_of_shape(&error.inner().to_string());
+        ApiError::new(if is_value { "invalid" } else { "bad_request" }, message)
     })?;
     reader.end().map_err(|error| ApiError::bad(format!("the body: {error}")))?;
     Ok(value)
@@ -170,5 +180,9 @@ mod tests {
         assert!(bad(r#"{"spec":{"image":"a","cpus":"x"}}"#).contains("spec.cpus"));
         assert!(bad(r#"{"spec":{"image":"a"}} x"#).contains("trailing"));
         assert!(bad("nothing").contains("the body"));
+        assert!(bad(r#"{"spec":{"image":"a","cpu":2}}"#).contains("bad_request"));
+        // Of the right shape, and no name or address.
+        assert!(bad(r#"{"spec":{"image":"../a"}}"#).contains("\"invalid\""));
+        assert!(bad(r#"{"spec":{"image":"a","net":{"ip":"1.2.3"}}}"#).contains("\"invalid\""));
     }
 }

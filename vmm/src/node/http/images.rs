@@ -12,7 +12,7 @@ use super::extract::{Image, JsonBody, Parameters};
 use super::vms::None_;
 use super::{Agent, TAG_IMAGES};
 use crate::api::{PoolImage, PullImage};
-use crate::spec::name::TenantName;
+use crate::spec::name::{ImageNameSchema, TenantName};
 
 /// Whose image.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -49,8 +49,7 @@ pub async fn pull(
 
 /// Keeps an image in the pool whether or not any VM uses it.
 #[utoipa::path(put, path = "/v1/images/{image}/pin", operation_id = "pin_image", tag = TAG_IMAGES,
-    params(("image" = String, Path, description = "Its name, of which each '/' is written %2F",
-        min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"), Whose),
+    params(("image" = ImageNameSchema, Path, description = "Its name, of which each '/' is written %2F"), Whose),
     responses((status = 200, body = PoolImage), Refused, ImageRefused))]
 pub async fn pin(
     State(agent): State<Agent>,
@@ -63,8 +62,7 @@ pub async fn pin(
 /// Lets an image be given up when nobody uses it and there is no room.
 #[utoipa::path(delete, path = "/v1/images/{image}/pin", operation_id = "unpin_image",
     tag = TAG_IMAGES,
-    params(("image" = String, Path, description = "Its name, of which each '/' is written %2F",
-        min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"), Whose),
+    params(("image" = ImageNameSchema, Path, description = "Its name, of which each '/' is written %2F"), Whose),
     responses((status = 200, body = PoolImage), Refused, ImageRefused))]
 pub async fn unpin(
     State(agent): State<Agent>,
@@ -76,8 +74,7 @@ pub async fn unpin(
 
 /// Gives an image up.
 #[utoipa::path(delete, path = "/v1/images/{image}", operation_id = "drop_image", tag = TAG_IMAGES,
-    params(("image" = String, Path, description = "Its name, of which each '/' is written %2F",
-        min_length = 1, max_length = 128, pattern = "^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$"), Whose),
+    params(("image" = ImageNameSchema, Path, description = "Its name, of which each '/' is written %2F"), Whose),
     responses((status = 204, description = "It is given up"), Refused, ImageRefused, Conflict))]
 pub async fn drop(
     State(agent): State<Agent>,

@@ -47,6 +47,9 @@ pub async fn create(
     _: Parameters<None_>,
     JsonBody(wish): JsonBody<CreateVm>,
 ) -> Result<impl IntoResponse, ApiError> {
+    wish.spec.check().map_err(ApiError::bad)?;
+    let net = wish.spec.net.check();
+    net.map_err(|error| ApiError::new("invalid", format!("'spec.net': {error}")))?;
     let vm = agent.turn(move |node| node.create(&wish)).await?;
     let location = [(header::LOCATION, format!("/v1/vms/{}", vm.name))];
     Ok((StatusCode::CREATED, location, Json(vm)))
@@ -109,9 +112,9 @@ pub async fn stop(
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub struct WaitParameters {
-    /// The state that it is to have come to; a later one will do as well.
+    /// The state that it is to have come to, ended unless said otherwise; a later one will do as well.
     #[serde(default = "ended")]
-    #[param(inline, default = "ended")]
+    #[param(required = false)]
     state: VmState,
     /// How long to wait, in milliseconds.
     #[serde(default = "default_wait")]

@@ -42,6 +42,7 @@ pub struct Held {
     manifest: File,
     bytes: u64,
     huge_pages: bool,
+    has_disk: bool,
     load_ms: f64,
     /// When it was last asked for, in milliseconds since 1970.
     used: AtomicU64,
@@ -131,6 +132,11 @@ impl Held {
     /// Whether all of it is in 2 MiB pages.
     pub fn huge_pages(&self) -> bool {
         self.huge_pages
+    }
+
+    /// Whether the image has a disk, which is not in the pool.
+    pub fn has_disk(&self) -> bool {
+        self.has_disk
     }
 
     fn file_name(&self) -> String {
@@ -281,6 +287,7 @@ impl Pool {
             manifest,
             bytes: layout.length(),
             huge_pages,
+            has_disk: image.manifest().disk().is_some(),
             load_ms: milliseconds(begun.elapsed()),
             used: AtomicU64::new(now_ms()),
             pinned: AtomicBool::new(false),
@@ -498,6 +505,7 @@ fn adopt_one(path: &Path, tenant: &TenantName, id: ManifestId) -> Result<Held, S
         manifest: File::open(beside("manifest")).map_err(words)?,
         bytes: layout.length(),
         huge_pages,
+        has_disk: manifest.disk().is_some(),
         load_ms: note.load_ms,
         used: AtomicU64::new(now_ms()),
         pinned: AtomicBool::new(note.pinned),
