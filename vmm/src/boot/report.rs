@@ -31,7 +31,7 @@ pub struct Report {
     pub memory_backing: Backing,
     /// How the kernel is entered.
     pub boot_protocol: Protocol,
-    /// The identifier of this start of the machine, which the guest finds too (VMGenID).
+    /// The identifier of this start of the machine, which the guest finds too (`VMGenID`).
     pub generation_id: GenerationId,
     /// Milliseconds from the start of the command until all was in place but the processors' threads.
     pub ready_ms: f64,
