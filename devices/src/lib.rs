@@ -16,9 +16,11 @@
 //! | [`power`] | ACPI sleep and reset registers of a hardware-reduced platform |
 //! | [`pvpanic`] | a guest's word that its kernel panicked |
 //! | [`ioapic`] | 82093AA I/O APIC that turns pins into messages, for a split irqchip |
+//! | [`vmgenid`] | the identifier of this start of the machine |
 //! | [`virtio::mmio`] | virtio over MMIO, version 2 |
 //! | [`virtio::net`] | virtio network device |
 //! | [`virtio::rng`] | virtio entropy device |
+//! | [`virtio::vsock`] | virtio socket device, behind unix sockets |
 
 #![forbid(unsafe_code)]
 
@@ -32,3 +34,4 @@ pub mod power;
 pub mod pvpanic;
 pub mod serial;
 pub mod virtio;
+pub mod vmgenid;

@@ -45,6 +45,14 @@ pub fn push_options(
     bench.expect(0, &arguments);
 }
 
+/// Pushes a kernel of the test guests', with a ramdisk of `script` that has no modules for it.
+pub fn push_kernel(bench: &Bench, name: &str, kernel: &str, script: &str) {
+    let initrd = ramdisk(bench, name, script, &[], "initrd-small.cpio.gz");
+    let kernel = guest_file(kernel);
+    let (kernel, initrd) = (kernel.to_str().unwrap(), initrd.to_str().unwrap());
+    bench.expect(0, &["image", "push", name, "--kernel", kernel, "--initrd", initrd]);
+}
+
 /// Pushes the test guest with the modules for disks, with `script` and with `disk`, but without the agent.
 pub fn push_disk(bench: &Bench, name: &str, script: &str, disk: &Path) {
     let initrd = ramdisk(bench, name, script, &[], "initrd-disk.cpio.gz");

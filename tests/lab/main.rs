@@ -18,3 +18,5 @@ mod node;
 mod payload;
 mod settle;
 mod signals;
+mod vmgenid;
+mod vsock;

@@ -11,6 +11,7 @@ pub mod blk;
 pub mod mmio;
 pub mod net;
 pub mod rng;
+pub mod vsock;
 
 use std::io;
 use std::os::fd::BorrowedFd;

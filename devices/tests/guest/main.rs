@@ -13,3 +13,9 @@ mod virtio_blk;
 mod virtio_net;
 #[cfg(test)]
 mod virtio_rng;
+#[cfg(test)]
+mod virtio_vsock;
+#[cfg(test)]
+mod vsock_driver;
+#[cfg(test)]
+mod vsock_hostile;

@@ -4,6 +4,7 @@
 pub mod console_file;
 pub mod report;
 pub mod stopwatch;
+pub mod vsock;
 
 use std::ops::Range;
 use std::thread;
@@ -139,6 +140,7 @@ impl Loaded {
             memory_bytes: spec.memory,
             memory_backing: self.backing,
             boot_protocol: self.entry.0,
+            generation_id: machine.generation_id(),
             ready_ms,
             phases,
             load: self.load,

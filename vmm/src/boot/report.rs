@@ -1,10 +1,12 @@
 //! What a boot reports: for people by `vmm boot`, for machines as JSON.
 
 use devices::virtio::net::counters::Counts;
+use devices::vmgenid::GenerationId;
 use imgcache::client::LoadReport;
 use imgcache::image::name::ImageName;
 use serde::Serialize;
 
+use crate::boot::vsock::VsockReport;
 use crate::control::journal::Said;
 use crate::disk::DiskReport;
 use crate::machine::boot::Protocol;
@@ -29,6 +31,8 @@ pub struct Report {
     pub memory_backing: Backing,
     /// How the kernel is entered.
     pub boot_protocol: Protocol,
+    /// The identifier of this start of the machine, which the guest finds too (`VMGenID`).
+    pub generation_id: GenerationId,
     /// Milliseconds from the start of the command until all was in place but the processors' threads.
     pub ready_ms: f64,
     /// What it took, one after the other.
@@ -67,6 +71,9 @@ pub struct GuestReport {
     /// What its network device counted, if it has one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network: Option<Counts>,
+    /// What went through its sockets, if it has them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockReport>,
     /// Bytes of memory that this process takes beside the guest's, at the end.
     pub overhead_bytes: Option<u64>,
 }

@@ -196,6 +196,14 @@ pub enum CliError {
     /// Of resolving or reading an image.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The socket of a VM's socket device.
+    #[error("--vsock: cannot listen at '{}': {source}", .socket.display())]
+    Vsock {
+        /// Where.
+        socket: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// Of the distributed cache.
     #[error(transparent)]
     Cache(#[from] ClusterError),
@@ -368,6 +376,7 @@ impl CliError {
             | Self::Disk(_)
             | Self::Output { .. }
             | Self::HandOver { .. }
+            | Self::Vsock { .. }
             | Self::Serve(_)
             | Self::ServeChunks(_)
             | Self::VmLives(_)

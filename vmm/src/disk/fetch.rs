@@ -57,7 +57,7 @@ impl Shared {
                     (last.index..last.index.saturating_add(NEAR)).contains(&chunk.index)
                 });
                 let room = bytes + chunk.length <= BATCH_BYTES && batch.len() < BATCH_CHUNKS;
-                if !batch.is_empty() && !(follows && room) {
+                if !(batch.is_empty() || follows && room) {
                     break;
                 }
                 from.pop_front();

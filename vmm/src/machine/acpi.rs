@@ -15,7 +15,7 @@ use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use devices::virtio::mmio;
-use devices::{ioapic, power, pvpanic, serial};
+use devices::{ioapic, power, pvpanic, serial, vmgenid};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::layout;
@@ -146,6 +146,8 @@ fn dsdt(virtio: &[VirtioWindow]) -> Sdt {
     dsdt.append_slice(&serial_port("_SB_.COM2", 1, serial::COM2_IRQ, serial::COM2_BASE));
     dsdt.append_slice(&pvpanic());
     dsdt.append_slice(&control());
+    dsdt.append_slice(&generation());
+    dsdt.append_slice(&event_device());
     for (index, window) in virtio.iter().enumerate() {
         dsdt.append_slice(&virtio_device(index, *window));
     }
@@ -226,6 +228,52 @@ fn control() -> Vec<u8> {
                         low_half(register::MMIO_BYTES),
                     ),
                 ]),
+            ),
+        ],
+    ))
+}
+
+/// The identifier of the machine's generation: where it is, and by which name it is known.
+fn generation() -> Vec<u8> {
+    let zero = aml::ZERO;
+    bytecode(&aml::Device::new(
+        GENERATION.into(),
+        vec![
+            &aml::Name::new("_HID".into(), &vmgenid::ACPI_ID),
+            &aml::Name::new("_CID".into(), &vmgenid::COMPATIBLE_ID),
+            &aml::Name::new("_DDN".into(), &vmgenid::COMPATIBLE_ID),
+            &aml::Name::new("_STA".into(), &0x0fu8),
+            &aml::Name::new(
+                "ADDR".into(),
+                &aml::Package::new(vec![&low_half(layout::GENERATION_ID), &zero]),
+            ),
+        ],
+    ))
+}
+
+const GENERATION: &str = "_SB_.VGEN";
+
+/// The generic event device (ACPI 6.5, section 5.6.9): turns an interrupt into a notification, since a
+/// machine of this kind has no general-purpose events.
+fn event_device() -> Vec<u8> {
+    let path = aml::Path::new(GENERATION);
+    bytecode(&aml::Device::new(
+        "_SB_.GED_".into(),
+        vec![
+            &aml::Name::new("_HID".into(), &"ACPI0013"),
+            &aml::Name::new("_UID".into(), &aml::ZERO),
+            &aml::Name::new(
+                "_CRS".into(),
+                &aml::ResourceTemplate::new(vec![&interrupt(layout::GENERATION_GSI)]),
+            ),
+            &aml::Method::new(
+                "_EVT".into(),
+                1,
+                true,
+                vec![&aml::If::new(
+                    &aml::Equal::new(&aml::Arg(0), &layout::GENERATION_GSI),
+                    vec![&aml::Notify::new(&path, &vmgenid::NOTIFICATION)],
+                )],
             ),
         ],
     ))

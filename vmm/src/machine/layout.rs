@@ -3,7 +3,7 @@
 //! ```text
 //! 0x0000_0000  boot structures (GDT, zero page or start info, page tables, command line)
 //! 0x0009_fc00  reserved: where a PC has its extended BIOS data area
-//! 0x000e_0000  ACPI tables
+//! 0x000e_0000  ACPI tables, and in the last page the generation identifier
 //! 0x0010_0000  RAM: kernel, then what is free, then the ramdisk at the top
 //! 0xc000_0000  the hole below 4 GiB: virtio MMIO, control device, I/O APIC, local APICs, KVM's own pages
 //! 0x1_0000_0000  RAM that did not fit below the hole
@@ -37,7 +37,9 @@ pub const COMMAND_LINE_MAX: u64 = 0x1_0000;
 /// End of the RAM below 640 KiB that the guest may use.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// ACPI tables, the root pointer (RSDP) first.
-pub const ACPI_TABLES: Range<u64> = 0xe_0000..0x10_0000;
+pub const ACPI_TABLES: Range<u64> = 0xe_0000..0xf_f000;
+/// A page of its own for the identifier of the machine's generation.
+pub const GENERATION_ID: u64 = 0xf_f000;
 /// Where RAM for kernel and ramdisk begins.
 pub const HIGH_RAM: u64 = 0x10_0000;
 
@@ -57,8 +59,10 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// First I/O port of the ACPI sleep and reset registers.
 pub const POWER_PORTS: u64 = 0x600;
 
+/// Interrupt line by which the guest is notified of a new generation. (Linux does not take line 2.)
+pub const GENERATION_GSI: u32 = 5;
 /// Interrupt line of the first virtio device; the others follow. Lines 3 and 4 are the serial ports'.
-pub const VIRTIO_GSI: u32 = 5;
+pub const VIRTIO_GSI: u32 = 6;
 /// The most virtio devices a machine can have.
 pub const MAX_VIRTIO_DEVICES: u8 = 8;
 
@@ -73,7 +77,7 @@ pub fn virtio_window(index: u8) -> VirtioWindow {
 /// How many interrupt lines a machine with so many virtio devices has. No more than are used: at its
 /// start a guest reads and writes the registers of each several times, every time by an exit.
 pub fn gsi_count(virtio_devices: u8) -> u8 {
-    5 + virtio_devices.min(MAX_VIRTIO_DEVICES)
+    6 + virtio_devices.min(MAX_VIRTIO_DEVICES)
 }
 
 /// The smallest machine. A stock distribution kernel needs more to reach user space (Debian's cloud

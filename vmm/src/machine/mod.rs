@@ -42,6 +42,7 @@ use devices::serial::{self, SerialConsole};
 use devices::virtio::VirtioDevice;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
+use devices::vmgenid::{GenerationId, VmGenId, VmGenIdError};
 use devices::{i8042, power, pvpanic};
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -87,6 +88,9 @@ pub enum MachineError {
         /// How many there can be.
         most: u8,
     },
+    /// The identifier of the machine's generation.
+    #[error(transparent)]
+    Generation(#[from] VmGenIdError),
     /// A virtio device could not be made.
     #[error(transparent)]
     Virtio(#[from] mmio::TransportError),
@@ -150,6 +154,7 @@ pub struct Machine {
     platform: Platform,
     serial: Arc<Mutex<SerialConsole>>,
     virtio: Vec<SharedVirtio>,
+    generation: VmGenId,
     control: ControlParts,
     keyboard: Keyboard,
     events: EventReceiver,
@@ -221,6 +226,8 @@ impl Machine {
             virtio.push(device);
         }
 
+        let generation =
+            VmGenId::new(ram.memory().clone(), layout::GENERATION_ID, wiring.generation)?;
         write_boot_structures(&ram, entry, boot, vcpus.len(), &windows)?;
         if let Some(first) = vcpus.first() {
             registers::set_entry(first, entry.1)?;
@@ -233,6 +240,7 @@ impl Machine {
             platform,
             serial,
             virtio,
+            generation,
             control,
             keyboard,
             events,
@@ -240,6 +248,11 @@ impl Machine {
             ram,
             _slots: slots,
         })
+    }
+
+    /// The identifier of this start of the machine.
+    pub fn generation_id(&self) -> GenerationId {
+        self.generation.id()
     }
 
     /// Runs the guest until its life ends. What is mapped from files becomes memory of the guest's own

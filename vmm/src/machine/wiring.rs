@@ -20,6 +20,8 @@ pub struct Wiring {
     pub serial: InterruptLine,
     /// The event line's interrupt: a second serial port.
     pub event_line: InterruptLine,
+    /// The notification of a new generation.
+    pub generation: InterruptLine,
     /// Those of the virtio devices, in their order.
     pub virtio: Vec<VirtioWires>,
 }
@@ -52,6 +54,7 @@ impl Wiring {
         Ok(Self {
             serial: interrupt_line(vm, serial::COM1_IRQ)?,
             event_line: interrupt_line(vm, serial::COM2_IRQ)?,
+            generation: interrupt_line(vm, layout::GENERATION_GSI)?,
             virtio: (0u8..).zip(virtio).map(wires).collect::<Result<_, MachineError>>()?,
         })
     }

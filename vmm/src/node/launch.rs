@@ -1,7 +1,7 @@
 //! Starts the process of a VM, and gives it all that it needs.
 
 use std::ffi::OsString;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -71,6 +71,9 @@ pub struct Wanted<'a> {
 
 /// The name of a VM's socket in its folder.
 pub const SOCKET: &str = "socket";
+/// The socket of its socket device, in a folder of its own: the one thing of the host's files that a jailed
+/// VM sees.
+pub const VSOCK: &str = "vsock/socket";
 /// The name of its console's file.
 pub const CONSOLE: &str = "console";
 /// The name of the file with what the guest says of itself.
@@ -144,6 +147,11 @@ impl Launcher {
         let make = |name: &str| File::create(folder.file(name));
         let (console, events, report) = (make(CONSOLE)?, make(EVENTS)?, make(REPORT)?);
         let socket = UnixListener::bind(folder.file(SOCKET))?;
+        let vsock = spec.vsock.as_ref().map(|_| folder.file(VSOCK));
+        if let Some(parent) = vsock.as_ref().and_then(|socket| socket.parent()) {
+            fs::create_dir(parent)?;
+        }
+        let vsock_socket = vsock.as_ref().map(UnixListener::bind).transpose()?;
         let manifest = image.manifest()?;
         let attachment = net::open(&spec.net, name.as_str()).map_err(io::Error::other)?;
         let mut spec = spec.clone();
@@ -181,6 +189,7 @@ impl Launcher {
         given.extend(tap.as_ref().map(|tap| (Given::Tap, tap.as_fd())));
         given.extend(chunks.as_ref().map(|chunks| (Given::Chunks, chunks.as_fd())));
         given.extend(overlay.as_ref().map(|overlay| (Given::Overlay, overlay.as_fd())));
+        given.extend(vsock_socket.as_ref().map(|socket| (Given::Vsock, socket.as_fd())));
         let (names, files): (Vec<_>, Vec<_>) = given.into_iter().unzip();
         let start = Start {
             number,
@@ -191,11 +200,12 @@ impl Launcher {
             hold,
             manifest: image.id().to_string(),
             huge_pages: image.huge_pages(),
+            vsock,
             given: names,
         };
         // Without its message it ends, which whoever watches it sees.
         here.send(&start, &files)?;
-        std::fs::write(folder.file("pid"), pid.to_string())?;
+        fs::write(folder.file("pid"), pid.to_string())?;
         Ok(Launched { pid, process, link: here })
     }
 

@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -51,6 +52,8 @@ pub enum Given {
     Chunks,
     /// The file of its disk's overlay.
     Overlay,
+    /// The socket of its socket device.
+    Vsock,
 }
 
 /// What a VM is told first.
@@ -73,6 +76,8 @@ pub struct Start {
     pub manifest: String,
     /// Whether the file of its image is in 2 MiB pages.
     pub huge_pages: bool,
+    /// Where the socket of its socket device is, as it sees it once it is confined.
+    pub vsock: Option<PathBuf>,
     /// What each of the descriptors is that come with this, in their order.
     pub given: Vec<Given>,
 }

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use control_abi::register::feature;
 use devices::control::Identity;
+use devices::virtio::VirtioDevice;
 use devices::virtio::net::counters::Counters as NetCounters;
 use imgcache::client::{ImageClient, LoadError};
 use imgcache::image::manifest::{Manifest, ManifestError};
@@ -27,6 +28,7 @@ use self::link::{Given, Link, Start, Told, ToldPhase};
 use crate::boot::console_file::ConsoleFile;
 use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
+use crate::boot::vsock::{self, VsockEnd};
 use crate::boot::{self, ReadyError};
 use crate::cli::CliError;
 use crate::control::images::Images;
@@ -34,6 +36,7 @@ use crate::control::{BOOT_RATE, Control, Setup, TENANT_RATE};
 use crate::disk::{self, Counters as DiskCounters, Disk, DiskError};
 use crate::exit::Exit;
 use crate::jail::confine::ConfineError;
+use crate::jail::root::Folder;
 use crate::jail::seccomp::Features;
 use crate::jail::{Confinement, first};
 use crate::machine::attach::Socket;
@@ -173,6 +176,7 @@ struct Vm {
     control: Control,
     /// What its network device counts.
     network: Option<Arc<NetCounters>>,
+    vsock: Option<VsockEnd>,
     report: Report,
     report_file: File,
     /// What its disk counts.
@@ -206,6 +210,7 @@ impl Vm {
             devices.push(device);
             network = Some(counted);
         }
+        let (vsock, folders) = vsock(start, &mut files, &mut devices)?.unzip();
         let mut virtio = machine::virtio_devices(devices);
         let mut queues = queue_counts(&virtio);
         queues.extend(has_disk.then_some(disk::QUEUES));
@@ -215,11 +220,11 @@ impl Vm {
             let features = Features {
                 net: network.is_some(),
                 disk: has_disk,
+                vsock: vsock.is_some(),
                 attach: true,
                 images: true,
-                ..Features::default()
             };
-            confinement.enter(features, Vec::new())?;
+            confinement.enter(features, folders.unwrap_or_default())?;
             watch.phase("jail");
         }
         // Its threads are started in the jail.
@@ -233,7 +238,7 @@ impl Vm {
         let (machine, mut report) = loaded.assemble(spec, around, false, watch)?;
         report.network.clone_from(&start.network);
         let disk = disk_counters;
-        Ok(Self { machine, control, network, report, report_file, disk, _lock: lock })
+        Ok(Self { machine, control, network, vsock, report, report_file, disk, _lock: lock })
     }
 
     fn told(&self) -> Result<Told, ProcessError> {
@@ -244,7 +249,8 @@ impl Vm {
     }
 
     fn run(self, hold: bool) -> Result<Exit, ProcessError> {
-        let Self { machine, control, network, mut report, mut report_file, disk, _lock } = self;
+        let Self { machine, control, network, vsock, mut report, mut report_file, disk, _lock } =
+            self;
         let lived = machine.run(hold);
         // Whatever ended it, what the guest has said is written.
         let said = control.end();
@@ -259,6 +265,7 @@ impl Vm {
             said,
             control,
             network: network.map(|counters| counters.read()),
+            vsock: vsock.map(|end| end.report()),
             overhead_bytes,
         };
         report.guest = Some(guest);
@@ -309,6 +316,26 @@ fn disk(
     let stream = UnixStream::from(files.take(Given::Chunks)?);
     let source = Arc::new(ServedSource::new(manifest, stream));
     Ok(disk::device(&spec, &id, source, overlay)?)
+}
+
+/// Makes the socket device, if there is to be one; with what a jailed VM has to keep of its folder.
+fn vsock(
+    start: &Start,
+    files: &mut Files,
+    devices: &mut Vec<Box<dyn VirtioDevice>>,
+) -> Result<Option<(VsockEnd, Vec<Folder>)>, ProcessError> {
+    let (Some(spec), Some(socket)) = (&start.spec.vsock, &start.vsock) else { return Ok(None) };
+    let listener = UnixListener::from(files.take(Given::Vsock)?);
+    let failed = || ProcessError::file("make the socket device");
+    let (seen, folders) = if start.confinement.is_some() {
+        let (seen, folder) = vsock::in_jail(socket).map_err(failed())?;
+        (seen, vec![folder])
+    } else {
+        (socket.clone(), Vec::new())
+    };
+    let (device, end) = vsock::device(spec.cid, listener, seen).map_err(failed())?;
+    devices.push(device);
+    Ok(Some((end, folders)))
 }
 
 /// What is behind the control device.

@@ -8,6 +8,7 @@ pub mod disk;
 pub mod limits;
 pub mod name;
 pub mod net;
+pub mod vsock;
 
 use clap::Args;
 use imgcache::client::Verify;
@@ -24,6 +25,7 @@ use crate::machine::layout::{HUGE_PAGE, MAX_CPUS, MAX_RAM, MIN_RAM};
 use crate::machine::memory::{BackingChoice, MemoryError};
 use crate::size;
 use crate::spec::name::ImageNameSchema;
+use crate::spec::vsock::VsockSpec;
 
 /// The longest text behind a kernel command line, in characters; kernels take less.
 const MAX_APPEND: usize = 65535;
@@ -95,6 +97,13 @@ pub struct VmSpec {
     #[arg(long, value_name = "HOW")]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<DiskSpec>,
+
+    /// Sockets between programs of the guest and of the host: cid=N[,socket=PATH]. A program that connects
+    /// to PATH (v.sock) and writes "CONNECT 52" reaches port 52 of the guest, once it reads "OK"; one of the
+    /// guest that connects to port 52 of the host (CID 2) reaches who listens at PATH_52.
+    #[arg(long, value_name = "DEVICE")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockSpec>,
 
     /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
     /// since it was last hashed and a checksum would do.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use clap::Args;
+use devices::virtio::VirtioDevice;
 use imgcache::client::{Image, ImageClient};
 use imgcache::lazy::ImageSource;
 
@@ -26,11 +27,13 @@ use crate::boot;
 use crate::boot::console_file::ConsoleFile;
 use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
+use crate::boot::vsock::{self, SocketFile, VsockEnd};
 use crate::control::images::Opener;
 use crate::control::{self, Control};
 use crate::disk::{self, Counters, Disk};
 use crate::exit::{self, Exit};
 use crate::host;
+use crate::jail::root::Folder;
 use crate::jail::seccomp::Features;
 use crate::jail::{ThreadKind, seal};
 use crate::loader::handed::Handed;
@@ -96,6 +99,10 @@ pub struct BootCommand {
     load: cache::LoadOptions,
 }
 
+/// The socket of a socket device with what is left of the device, and the folders of it that a jail is to
+/// keep.
+type OpenVsock = ((SocketFile, VsockEnd), Vec<Folder>);
+
 /// An image that is being closed on a thread of its own; waits for that when dropped.
 struct Closing(Option<JoinHandle<()>>);
 
@@ -156,6 +163,7 @@ impl BootCommand {
             net_counters = Some(counted);
             watch.phase("network");
         }
+        let (vsock, vsock_folder) = self.vsock(&mut devices)?.unzip();
         let disk = self.disk_spec(&image)?;
         let overlay = disk::open_overlay(&disk)?;
         let has_disk = !matches!(disk, DiskSpec::None {});
@@ -182,9 +190,13 @@ impl BootCommand {
                 // With its threads: a process that confines itself has none.
                 image = None;
             }
-            let features =
-                Features { net: network.is_some(), disk: has_disk, ..Features::default() };
-            confinement.enter(features, Vec::new())?;
+            let features = Features {
+                net: network.is_some(),
+                disk: has_disk,
+                vsock: vsock.is_some(),
+                ..Features::default()
+            };
+            confinement.enter(features, vsock_folder.unwrap_or_default())?;
             watch.phase("jail");
         }
         // Its threads are started in the jail.
@@ -225,6 +237,7 @@ impl BootCommand {
             said,
             control,
             network: net_counters.map(|counters| counters.read()),
+            vsock: vsock.map(|(_, end)| end.report()),
             overhead_bytes,
         };
         report.guest = Some(guest);
@@ -262,6 +275,27 @@ impl BootCommand {
             return Ok(DiskSpec::None {});
         }
         Ok(disk::wanted(self.vm.disk.as_ref(), image.manifest())?)
+    }
+
+    /// Makes the socket device, if there is to be one, and opens its socket; with the folder that a jailed
+    /// VM has to keep of it.
+    fn vsock(
+        &self,
+        devices: &mut Vec<Box<dyn VirtioDevice>>,
+    ) -> Result<Option<OpenVsock>, CliError> {
+        let Some(spec) = &self.vm.vsock else { return Ok(None) };
+        let socket = spec.socket();
+        let error = |source| CliError::Vsock { socket: socket.clone(), source };
+        let (file, listener) = SocketFile::listen(&socket).map_err(error)?;
+        let (seen, folders) = if self.jail.confinement.is_some() {
+            let (seen, folder) = vsock::in_jail(&socket).map_err(error)?;
+            (seen, vec![folder])
+        } else {
+            (socket.clone(), Vec::new())
+        };
+        let (device, end) = vsock::device(spec.cid, listener, seen).map_err(error)?;
+        devices.push(device);
+        Ok(Some(((file, end), folders)))
     }
 
     /// What is behind the control device.

@@ -26,7 +26,14 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
             (true, CLOSING),
         ],
         ThreadKind::Vcpu => {
-            &[(true, vcpu::RULES), (features.attach, vcpu::ATTACH), (true, CLOSING), (true, ENDING)]
+            let waits = features.net || features.vsock;
+            &[
+                (true, vcpu::RULES),
+                (features.attach, vcpu::ATTACH),
+                (waits, vcpu::WAITING),
+                (true, CLOSING),
+                (true, ENDING),
+            ]
         }
         ThreadKind::Control => {
             &[(features.images, control::IMAGES), (true, CLOSING), (true, ENDING)]

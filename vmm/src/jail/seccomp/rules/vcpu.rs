@@ -14,6 +14,14 @@ pub(super) const ATTACH: &[Rule] =
     &[permit!(SYS_shutdown, "who watches and reads too slowly is cut off")
         .seldom("a test of that would depend on how fast a guest prints")];
 
+/// Devices that wait for several things, and for a time: drivers start and reset them by their registers.
+pub(super) const WAITING: &[Rule] = &[
+    permit!(SYS_timerfd_settime, "a device has the loop look at it")
+        .seldom("only some devices have one"),
+    permit!(SYS_epoll_ctl, "a device that is reset waits for nothing any more")
+        .seldom("guests that end do not reset their devices"),
+];
+
 // Linux, include/uapi/linux/kvm.h.
 const KVM_RUN: u32 = 0xae80;
 const KVM_SET_GSI_ROUTING: u32 = 0x4008_ae6a;
