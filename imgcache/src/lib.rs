@@ -23,7 +23,7 @@ pub mod lazy;
 #[cfg(feature = "node")]
 pub mod node;
 pub mod notify;
-mod parallel;
+pub mod parallel;
 pub mod protocol;
 pub mod record;
 pub mod store;

@@ -1,11 +1,21 @@
 //! Work on guest memory by several threads, without two of them in one huge page.
 
+use std::cell::Cell;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 /// Two threads that fault the same 2 MiB page wait for one another while it is cleared.
 const REGION_SHIFT: u32 = 21;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The calling thread does what it is asked by itself from now on: one that may start no others.
+pub fn stay_alone() {
+    ALONE.set(true);
+}
 
 /// Calls `work` on each of `items`, from as many threads as there are CPUs.
 ///
@@ -38,7 +48,8 @@ where
     T: Send,
     E: Send,
 {
-    let threads = thread::available_parallelism().map_or(1, Into::into).min(items.len());
+    let available = || thread::available_parallelism().map_or(1, Into::into);
+    let threads = if ALONE.get() { 1 } else { available().min(items.len()) };
     if threads <= 1 {
         return items.into_iter().try_for_each(work);
     }

@@ -130,11 +130,13 @@ impl Agent {
         self.json(&["ps", "--all", "--json"]).as_array().unwrap().clone()
     }
 
-    /// The names of those in a state.
+    /// The names of those in a state, in their order.
     pub fn in_state(&self, state: &str) -> Vec<String> {
         let vms = self.vms();
         let named = vms.iter().filter(|vm| vm["state"] == state);
-        named.map(|vm| vm["name"].as_str().unwrap().to_owned()).collect()
+        let mut names: Vec<_> = named.map(|vm| vm["name"].as_str().unwrap().to_owned()).collect();
+        names.sort();
+        names
     }
 
     /// The VM of this name.
@@ -151,7 +153,7 @@ impl Agent {
 
     /// What the pool has and did.
     pub fn pool(&self, key: &str) -> u64 {
-        self.json(&["node", "info", "--json"])["pool"][key].as_u64().unwrap()
+        self.json(&["node", "info", "--json"])[0]["pool"][key].as_u64().unwrap()
     }
 
     /// Deletes all VMs.

@@ -5,6 +5,7 @@ pub mod agent;
 pub mod guest;
 pub mod node;
 pub mod ramdisk;
+pub mod trace;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

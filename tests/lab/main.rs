@@ -11,6 +11,7 @@ mod control;
 mod cost;
 mod disk;
 mod ends;
+mod jail;
 mod matrix;
 mod net;
 mod node;

@@ -15,10 +15,10 @@ use crate::cost::{EXITS, SMALL_PAGES};
 const MIB: u64 = 1 << 20;
 
 /// A store on huge tmpfs, which is what the lab's kernel can map in 2 MiB pages.
-struct HugeStore(Bench);
+pub struct HugeStore(pub Bench);
 
 impl HugeStore {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let bench = Bench::new();
         std::fs::create_dir(bench.store()).unwrap();
         let store = bench.store();

@@ -25,6 +25,8 @@ pub enum Exit {
     CacheUnavailable,
     /// No node agent answers.
     NodeUnavailable,
+    /// The VM's process made a system call that is forbidden to it, and was killed.
+    ForbiddenCall,
     /// The guest's kernel panicked.
     GuestPanicked,
     /// The guest died of a triple fault.
@@ -33,6 +35,8 @@ pub enum Exit {
     GuestReset,
     /// Ended by a signal, or at the console (as by SIGINT).
     Signal(u8),
+    /// As the process of the VM ended, in its jail.
+    Jailed(u8),
 }
 
 /// Codes and meanings for `--help` and the manual page.
@@ -51,6 +55,7 @@ Exit codes:
   10   the guest's kernel panicked
   11   the guest died of a triple fault
   12   the guest restarted itself
+  13   the VM's process made a system call that is forbidden in its jail
   128+N  ended by signal N; 130 also at the console (Ctrl-A x)";
 
 impl Exit {
@@ -65,7 +70,7 @@ impl Exit {
 
     /// The end that this code stands for; nothing for one that is none of the table's.
     pub fn of_code(code: u8) -> Option<Self> {
-        const ALL: [Exit; 13] = [
+        const ALL: [Exit; 14] = [
             Exit::Success,
             Exit::Failure,
             Exit::Usage,
@@ -79,6 +84,7 @@ impl Exit {
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,
+            Exit::ForbiddenCall,
         ];
         let signal = || code.checked_sub(128).filter(|signal| *signal > 0).map(Self::Signal);
         ALL.into_iter().find(|exit| exit.code() == code).or_else(signal)
@@ -111,10 +117,12 @@ impl Exit {
             Self::DoesNotFit => 7,
             Self::CacheUnavailable => 8,
             Self::NodeUnavailable => 9,
+            Self::ForbiddenCall => 13,
             Self::GuestPanicked => 10,
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
             Self::Signal(signal) => 128u8.saturating_add(signal),
+            Self::Jailed(code) => code,
         }
     }
 }
@@ -149,6 +157,7 @@ mod tests {
             Exit::DoesNotFit,
             Exit::CacheUnavailable,
             Exit::NodeUnavailable,
+            Exit::ForbiddenCall,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,

@@ -8,6 +8,7 @@
 //! - [`loader`]: from an image in the cache to guest memory that holds it;
 //! - [`fleet`]: many VMs at once;
 //! - [`host`]: what this host can do;
+//! - [`jail`]: what a VM's process gives up;
 //! - [`net`]: connects VMs to networks;
 //! - [`exit`]: the exit codes;
 //! - [`node`]: the node agent;
@@ -23,6 +24,7 @@ pub mod disk;
 pub mod exit;
 pub mod fleet;
 pub mod host;
+pub mod jail;
 pub mod loader;
 pub mod machine;
 pub mod net;

@@ -9,8 +9,10 @@ pub mod vsock;
 use std::ops::Range;
 use std::thread;
 
-use devices::virtio::VirtioDevice;
 use imgcache::client::{Image, LoadReport, Progress};
+use imgcache::image::manifest::KernelInfo;
+use imgcache::image::name::ImageName;
+use imgcache::key::ManifestId;
 use kvm_ioctls::Kvm;
 
 use self::report::Report;
@@ -19,7 +21,7 @@ use crate::host::footprint;
 use crate::loader::{self, LoaderError};
 use crate::machine::boot::{self, Protocol};
 use crate::machine::memory::{Backing, GuestRam, MemoryError, RamRange};
-use crate::machine::processors::{Processors, queue_counts};
+use crate::machine::processors::Processors;
 use crate::machine::registers::Entry;
 use crate::machine::{Around, BootSpec, Machine, MachineError};
 use crate::spec::VmSpec;
@@ -44,6 +46,8 @@ pub struct Loaded {
     ram: GuestRam,
     processors: Processors,
     entry: (Protocol, Entry),
+    image: (ImageName, ManifestId),
+    kernel: KernelInfo,
     initrd: Option<Range<u64>>,
     command_line: String,
     /// What was brought, mapped and verified.
@@ -60,7 +64,8 @@ pub fn entry(image: &Image, spec: &VmSpec) -> Result<(Protocol, Entry), ReadyErr
     Ok(boot::choose(kernel, spec.boot_protocol).map_err(MachineError::from)?)
 }
 
-/// Makes RAM, and loads `image` into it while KVM makes processors that are wired for `virtio`.
+/// Makes RAM, and loads `image` into it while KVM makes processors that are wired for virtio
+/// devices with so many `queues` each.
 ///
 /// # Errors
 /// Memory, KVM's refusal, or an image that does not fit, cannot be read, or is damaged.
@@ -68,7 +73,7 @@ pub fn load(
     kvm: &Kvm,
     image: &Image,
     spec: &VmSpec,
-    virtio: &[Box<dyn VirtioDevice>],
+    queues: &[usize],
     progress: Option<Progress<'_>>,
     watch: &mut Stopwatch,
 ) -> Result<Loaded, ReadyError> {
@@ -78,12 +83,11 @@ pub fn load(
     watch.phase("memory");
 
     let slots = ram.ranges().to_vec();
-    let queues = queue_counts(virtio);
     let (kernel, ramdisk) = (spec.kernel, spec.ramdisk);
     let options = loader::Options { verify: spec.verify(), kernel, ramdisk, progress };
     // KVM's part takes time in the kernel, and nothing of the image.
     let (processors, landed) = thread::scope(|scope| {
-        let processors = scope.spawn(|| Processors::create(kvm, &slots, spec.cpus, &queues));
+        let processors = scope.spawn(|| Processors::create(kvm, &slots, spec.cpus, queues));
         let landed = loader::land(image, &mut ram, &options);
         (processors.join(), landed)
     });
@@ -94,7 +98,8 @@ pub fn load(
 
     let command_line = command_line(&image.manifest().cmdline, spec);
     let loader::Landed { initrd, report: load } = landed;
-    Ok(Loaded { ram, processors, entry, initrd, command_line, load, backing })
+    let (kernel, image) = (image.manifest().kernel.clone(), (image.name().clone(), image.id()));
+    Ok(Loaded { ram, processors, entry, image, kernel, initrd, command_line, load, backing })
 }
 
 /// What the machine says of itself, then the image's words, then those of this boot: of parameters
@@ -106,13 +111,12 @@ fn command_line(image: &str, spec: &VmSpec) -> String {
 
 impl Loaded {
     /// Puts the machine together, and begins the report; `reports_overhead` says whether to find out
-    /// what memory this process takes beside the guest's.
+    /// what memory this process takes beside the guest's. The image need not be open any more.
     ///
     /// # Errors
     /// KVM's or the host's refusal, or a kernel that cannot be started this way.
     pub fn assemble(
         self,
-        image: &Image,
         spec: &VmSpec,
         around: Around,
         reports_overhead: bool,
@@ -120,7 +124,7 @@ impl Loaded {
     ) -> Result<(Machine, Report), ReadyError> {
         let guest: Vec<_> = self.ram.ranges().iter().map(RamRange::host).collect();
         let boot = BootSpec {
-            kernel: &image.manifest().kernel,
+            kernel: &self.kernel,
             initrd: self.initrd,
             command_line: &self.command_line,
         };
@@ -130,8 +134,8 @@ impl Loaded {
         footprint::release_code();
         let (ready_ms, phases) = watch.end();
         let report = Report {
-            image: image.name().clone(),
-            manifest: image.id().to_string(),
+            image: self.image.0,
+            manifest: self.image.1.to_string(),
             cpus: spec.cpus,
             memory_bytes: spec.memory,
             memory_backing: self.backing,

@@ -1,5 +1,6 @@
 //! `vmm check`: what this host can do, and what to do about what it cannot.
 
+mod jail;
 mod rdma;
 
 use std::path::Path;
@@ -66,6 +67,7 @@ impl CheckCommand {
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let mut findings = of_kvm(kvm::open());
         findings.extend([hugetlb(), transparent(), transparent_shared(), images(&store.path()?)]);
+        findings.extend(jail::findings());
         findings.extend(rdma::findings());
         if self.json {
             print_json(&findings)?;

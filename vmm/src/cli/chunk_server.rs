@@ -39,7 +39,7 @@ pub struct ChunkServerCommand {
 }
 
 /// The words of a command that serves chunks of images from here, to which the image is added.
-pub fn words(
+pub(super) fn words(
     store: &StoreOptions,
     cache: &CacheOptions,
     load: &cache::LoadOptions,
@@ -53,7 +53,7 @@ pub fn default_words() -> Vec<OsString> {
 }
 
 impl ChunkServerCommand {
-    pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
+    pub(super) fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         let transport = cache::image_transport(&self.cache, &self.load, store)?;
         let image = ImageClient::new(transport).open_exactly(&self.image, self.manifest)?;
         // Who is served hashes everything in full.

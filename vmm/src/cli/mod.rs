@@ -41,6 +41,9 @@ use crate::boot::ReadyError;
 use crate::disk::DiskError;
 use crate::exit::{self, Exit};
 use crate::host::kvm::HostError;
+use crate::jail::cgroup::CgroupError;
+use crate::jail::confine::ConfineError;
+use crate::jail::launch::LaunchError;
 use crate::loader::LoaderError;
 use crate::machine::MachineError;
 use crate::machine::boot::BootError;
@@ -233,6 +236,15 @@ pub enum CliError {
     /// Of the machine.
     #[error(transparent)]
     Machine(#[from] MachineError),
+    /// Of starting a VM's process in a jail.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// Of a VM's process that gives up what it does not need.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
+    /// Of limits.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// Of the network.
     #[error(transparent)]
     Net(#[from] NetError),
@@ -346,9 +358,13 @@ impl CliError {
             Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
-            Self::Machine(MachineError::Kvm(_) | MachineError::Boot(BootError::Seed(_))) => {
-                Exit::HostNotAble
-            }
+            Self::Launch(LaunchError::Argument) => Exit::Usage,
+            Self::Launch(_) | Self::Confine(_) | Self::Cgroup(_) => Exit::HostNotAble,
+            Self::Machine(
+                MachineError::Kvm(_)
+                | MachineError::Seal(_)
+                | MachineError::Boot(BootError::Seed(_)),
+            ) => Exit::HostNotAble,
             Self::Machine(MachineError::Boot(_)) => Exit::DoesNotFit,
             Self::Input { .. } => Exit::BadInput,
             Self::Client(error) => error.exit(),

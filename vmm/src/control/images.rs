@@ -39,7 +39,8 @@ impl Run {
 
 /// The images that a guest may read.
 pub struct Images {
-    opener: Opener,
+    /// None where images cannot be reached, as in a jail.
+    opener: Option<Opener>,
     client: Option<ImageClient>,
     own: (ImageName, ManifestId),
     allowed: Vec<Pattern>,
@@ -60,8 +61,13 @@ impl std::fmt::Debug for Images {
 }
 
 impl Images {
-    /// The image that the guest was booted from, and those whose names `allowed` match.
-    pub fn new(opener: Opener, own: (ImageName, ManifestId), allowed: Vec<Pattern>) -> Self {
+    /// The image that the guest was booted from, and those whose names `allowed` match; none at all
+    /// without an `opener`.
+    pub fn new(
+        opener: Option<Opener>,
+        own: (ImageName, ManifestId),
+        allowed: Vec<Pattern>,
+    ) -> Self {
         Self { opener, client: None, own, allowed, open: Vec::new(), last: None }
     }
 
@@ -127,8 +133,9 @@ impl Images {
             let image = self.open.remove(at);
             self.open.push(image);
         } else {
+            let opener = self.opener.as_ref().ok_or(Error::NotPermitted)?;
             if self.client.is_none() {
-                self.client = Some((self.opener)().map_err(|reason| {
+                self.client = Some(opener().map_err(|reason| {
                     log::info!("images for the guest: {reason}");
                     Error::Host
                 })?);

@@ -41,6 +41,7 @@ use self::images::Images;
 use self::journal::{Journal, Note, Said, What};
 use self::vms::Manager;
 use self::worker::Worker;
+use crate::jail::{ThreadKind, is_confined, seal_or_end};
 
 /// The control device of this VMM.
 pub type Device = ControlDevice<GuestMemoryMmap<()>, Desk>;
@@ -180,6 +181,10 @@ impl Control {
         let worker = Worker::new(journal, images, manager, sender, wake.clone(), ending.clone());
         let (told, said) = sync_channel(1);
         thread::Builder::new().name("control".into()).stack_size(512 << 10).spawn(move || {
+            seal_or_end(ThreadKind::Control);
+            if is_confined() {
+                imgcache::parallel::stay_alone();
+            }
             // If nobody waits any more, the process is about to end.
             let _ = told.send(worker.run(&received));
         })?;

@@ -61,6 +61,9 @@ pub enum DiskError {
     Start(#[source] io::Error),
 }
 
+/// How many queues a disk has.
+pub const QUEUES: usize = 1;
+
 /// What is said of the disk of an image: without a word, one that is there is attached read-only.
 ///
 /// # Errors

@@ -1,14 +1,13 @@
 //! How much memory this process takes beside the guest's.
 
-use std::fs;
 use std::ops::Range;
 
-use super::pagemap;
+use super::{own, pagemap};
 
 /// Gives back the pages of this program's code: most of it has run once, at the start, and will not
 /// again. What runs on is mapped again as it is used, from the page cache, where all VMs share it.
 pub fn release_code() {
-    let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return };
+    let Ok(maps) = own::maps() else { return };
     for (start, length) in maps.lines().filter_map(code) {
         let address = std::ptr::with_exposed_provenance_mut(start);
         // SAFETY: a mapping of a file that is executable and not writable was never written, so its
@@ -30,7 +29,7 @@ fn code(line: &str) -> Option<(usize, usize)> {
 
 /// Bytes of this process' memory that are resident now, without those mapped in `except`.
 pub fn resident_except(except: &[Range<u64>]) -> Option<u64> {
-    let smaps = fs::read_to_string("/proc/self/smaps").ok()?;
+    let smaps = own::smaps().ok()?;
     Some(sum_resident(&smaps, except))
 }
 

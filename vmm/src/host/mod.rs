@@ -6,4 +6,5 @@ pub mod hugepages;
 pub mod kvm;
 pub mod limits;
 pub mod memory;
+pub mod own;
 pub mod pagemap;

@@ -5,8 +5,10 @@
 //! sums for each mapping: bit 61 of `/proc/self/pagemap` is no help there, since before 6.11 it is
 //! not set for files in 2 MiB pages.
 
+use std::io;
 use std::ops::Range;
-use std::{fs, io};
+
+use super::own;
 
 /// Which parts of the `length` bytes mapped at `address` in this process are mapped in 2 MiB pages;
 /// in bytes from `address`, ascending, both ends multiples of 2 MiB.
@@ -18,7 +20,7 @@ pub fn mapped_in_huge_pages(address: u64, length: u64) -> Vec<Range<u64>> {
     if let Ok(ranges) = scan(address, length, huge) {
         return ranges;
     }
-    let all = fs::read_to_string("/proc/self/smaps").is_ok_and(|text| {
+    let all = own::smaps().is_ok_and(|text| {
         let range = address..address + length;
         sum(&text, |mapping| range.start <= mapping.start && mapping.end <= range.end, &PMD_MAPPED)
             == length
@@ -39,7 +41,7 @@ pub fn written_privately(address: u64, length: u64) -> Vec<Range<u64>> {
     if let Ok(ranges) = scan(address, length, own) {
         return ranges;
     }
-    let none = fs::read_to_string("/proc/self/smaps").is_ok_and(|text| {
+    let none = own::smaps().is_ok_and(|text| {
         let overlaps =
             |mapping: &Range<u64>| mapping.start < address + length && address < mapping.end;
         sum(&text, overlaps, &["Size"]) >= length && sum(&text, overlaps, &OWN) == 0
@@ -100,7 +102,7 @@ struct PageRegion {
 }
 
 fn scan(address: u64, length: u64, question: Question) -> io::Result<Vec<Range<u64>>> {
-    let pagemap = fs::File::open("/proc/self/pagemap")?;
+    let pagemap = own::pagemap()?;
     let end = address + length;
     let mut start = address;
     let mut found: Vec<Range<u64>> = Vec::new();
@@ -121,7 +123,7 @@ fn scan(address: u64, length: u64, question: Question) -> io::Result<Vec<Range<u
         // SAFETY: the kernel reads and writes `arg`, and writes at most `vec_len` regions to the
         // array that `vec` points at; both live until it returns.
         let count = unsafe {
-            vmm_sys_util::ioctl::ioctl_with_mut_ref(&pagemap, request::PAGEMAP_SCAN(), &mut arg)
+            vmm_sys_util::ioctl::ioctl_with_mut_ref(&*pagemap, request::PAGEMAP_SCAN(), &mut arg)
         };
         let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
         let region = |region: &PageRegion| region.start - address..region.end - address;

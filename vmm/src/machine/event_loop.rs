@@ -23,6 +23,7 @@ use super::settle::Settling;
 use super::signals::Signals;
 use super::terminal::RawTerminal;
 use super::{Keyboard, Life, Machine, MachineError, Virtio, vcpu};
+use crate::jail::{ThreadKind, seal};
 
 /// How long a guest that has reported a panic may go on: to print the rest, or to restart.
 const PANIC_GRACE: Duration = Duration::from_secs(1);
@@ -185,8 +186,11 @@ fn begin<'m>(
         settling = Some(new);
     }
     machine.control.end.begin();
-    let running = vcpu::start(vcpus, &machine.platform)
+    let mut running = vcpu::start(vcpus, &machine.platform)
         .map_err(MachineError::system("start the processors"))?;
+    // There is nothing to start any more, and the guest has not begun.
+    seal(ThreadKind::EventLoop)?;
+    running.release();
     Ok(Begun { running, settling, at: Instant::now() })
 }
 

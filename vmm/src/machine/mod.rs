@@ -94,6 +94,9 @@ pub enum MachineError {
     /// A virtio device could not be made.
     #[error(transparent)]
     Virtio(#[from] mmio::TransportError),
+    /// A thread that is to have few system calls has all of them.
+    #[error(transparent)]
+    Seal(#[from] crate::jail::seccomp::SealError),
     /// The host's refusal of a thread, an event or a signal.
     #[error("cannot {what}: {source}")]
     System {

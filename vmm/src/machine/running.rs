@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::signal::{Killable, register_signal_handler, unblock_signal};
 
+use crate::jail::{ThreadKind, seal_or_end};
+
 /// How soon a signal is sent again.
 const AGAIN: Duration = Duration::from_millis(1);
 
@@ -137,18 +139,19 @@ extern "C" fn on_kick(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
 }
 
 impl RunningVcpus {
-    /// Starts a thread for each of `bodies`, which go on for as long as their turnstiles let them.
+    /// Starts a thread for each of `bodies`, which go on for as long as their turnstiles let them: from
+    /// [`release`](Self::release) on.
     ///
     /// # Errors
     /// No thread, or no signal handler.
-    pub fn start<B>(bodies: impl IntoIterator<Item = B>) -> std::io::Result<Self>
+    pub fn start_held<B>(bodies: impl IntoIterator<Item = B>) -> std::io::Result<Self>
     where
         B: FnOnce(&Turnstile) + Send + 'static,
     {
         register_signal_handler(kick_signal(), on_kick)?;
         // Made first: should a thread not start, dropping it stops those that did.
         let mut running = Self { crossing: Arc::default(), threads: Vec::new() };
-        running.crossing.change(|_| {});
+        running.crossing.change(|state| state.closed = true);
         for (index, body) in bodies.into_iter().enumerate() {
             let in_guest = Arc::<AtomicBool>::default();
             running.crossing.change(|state| state.alive += 1);
@@ -162,11 +165,17 @@ impl RunningVcpus {
                     if let Err(error) = unblock_signal(kick_signal()) {
                         log::warn!("vCPU {index} cannot be stopped promptly: {error:?}");
                     }
+                    seal_or_end(ThreadKind::Vcpu);
                     body(&turnstile);
                 })?;
             running.threads.push(Vcpu { thread, in_guest });
         }
         Ok(running)
+    }
+
+    /// Lets all of them go on.
+    pub fn release(&mut self) {
+        self.crossing.change(|state| state.closed = false);
     }
 
     /// Brings all vCPUs to a halt, unless that takes longer than `limit`: then none is held up any
@@ -231,6 +240,15 @@ mod tests {
         ));
     }
 
+    fn start<B>(bodies: impl IntoIterator<Item = B>) -> RunningVcpus
+    where
+        B: FnOnce(&Turnstile) + Send + 'static,
+    {
+        let mut running = RunningVcpus::start_held(bodies).unwrap();
+        running.release();
+        running
+    }
+
     type Body = Box<dyn FnOnce(&Turnstile) + Send>;
 
     /// A body that counts its entries.
@@ -247,7 +265,7 @@ mod tests {
     #[test]
     fn paused_vcpus_stay_out_until_they_are_resumed() {
         let entries = Arc::default();
-        let mut running = RunningVcpus::start((0..3).map(|_| counting(&entries))).unwrap();
+        let mut running = start((0..3).map(|_| counting(&entries)));
         for _ in 0..20 {
             let paused = running.pause(LONG).unwrap();
             let before = entries.load(Ordering::Acquire);
@@ -261,6 +279,18 @@ mod tests {
     }
 
     #[test]
+    fn vcpus_that_are_held_do_not_start() {
+        let entries = Arc::default();
+        let mut running = RunningVcpus::start_held((0..2).map(|_| counting(&entries))).unwrap();
+        while !running.crossing.wait_briefly(|state| state.waiting == 2) {}
+        assert_eq!(entries.load(Ordering::Acquire), 0);
+        running.release();
+        while entries.load(Ordering::Acquire) < 2 {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
     fn vcpus_that_do_nothing_but_exit_are_paused_too() {
         let entries = Arc::new(AtomicU64::new(0));
         let seen = entries.clone();
@@ -269,7 +299,7 @@ mod tests {
                 turnstile.in_guest(|| seen.fetch_add(1, Ordering::AcqRel));
             }
         };
-        let mut running = RunningVcpus::start([body]).unwrap();
+        let mut running = start([body]);
         for _ in 0..100 {
             let _paused = running.pause(LONG).unwrap();
             let before = entries.load(Ordering::Acquire);
@@ -280,14 +310,13 @@ mod tests {
 
     #[test]
     fn vcpus_that_have_ended_are_no_hindrance() {
-        let mut running = RunningVcpus::start((0..2).map(|index| {
+        let mut running = start((0..2).map(|index| {
             move |turnstile: &Turnstile| {
                 while index == 1 && turnstile.pass() {
                     turnstile.in_guest(guest);
                 }
             }
-        }))
-        .unwrap();
+        }));
         assert!(running.pause(LONG).is_some());
         while !running.threads[0].thread.is_finished() {
             std::thread::yield_now();
@@ -313,7 +342,7 @@ mod tests {
             }
         };
         let bodies: [Body; 2] = [Box::new(blocked), Box::new(count)];
-        let mut running = RunningVcpus::start(bodies).unwrap();
+        let mut running = start(bodies);
         device.recv().unwrap();
         assert!(running.pause(Duration::from_millis(20)).is_none());
         // The other one goes on.
@@ -329,8 +358,8 @@ mod tests {
     #[test]
     fn threads_end_whether_or_not_they_were_paused() {
         let entries = Arc::default();
-        drop(RunningVcpus::start((0..2).map(|_| counting(&entries))).unwrap());
-        let mut running = RunningVcpus::start((0..2).map(|_| counting(&entries))).unwrap();
+        drop(start((0..2).map(|_| counting(&entries))));
+        let mut running = start((0..2).map(|_| counting(&entries)));
         // A pause that nobody ends, as by a panic of who paused.
         std::mem::forget(running.pause(LONG));
         drop(running);

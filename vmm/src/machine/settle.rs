@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::mapped::{MappedError, MappedPart, Replacement};
 use super::running::RunningVcpus;
+use crate::jail::{ThreadKind, seal_or_end};
 
 /// So many bytes are copied between two pauses. Each pause costs an exit for each vCPU, and what
 /// is copied and not yet in place is memory taken twice.
@@ -135,6 +136,7 @@ impl Settling {
             .name("settle".into())
             .stack_size(128 << 10)
             .spawn(move || {
+                seal_or_end(ThreadKind::Settle);
                 let tell = |message| {
                     // Nobody listens any more, or is awake anyway.
                     let _ = report.send(message);

@@ -1,6 +1,5 @@
 //! Signals that end a VM, as events of the loop.
 
-use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -14,6 +13,7 @@ use vmm_sys_util::signal::unblock_signal;
 use super::MachineError;
 use super::event_loop::Verdict;
 use super::outcome::Outcome;
+use crate::jail::first;
 
 /// Those that end the VM, unless this process was started with them ignored (as by `nohup`).
 const SIGNALS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
@@ -32,12 +32,11 @@ impl Signals {
     pub fn new(verdict: Rc<Verdict>) -> Result<Self, MachineError> {
         let (pipes, registered) = (Vec::new(), Vec::new());
         let mut signals = Self { over: Arc::default(), pipes, registered, verdict };
-        let ignored = ignored_signals();
-        for signal in SIGNALS.into_iter().filter(|signal| ignored & bit(*signal) == 0) {
+        for signal in SIGNALS.into_iter().filter(|signal| !is_ignored(*signal)) {
             let register = || {
                 let (read, write) = UnixStream::pair()?;
                 read.set_nonblocking(true)?;
-                signal_hook::flag::register_conditional_default(signal, signals.over.clone())?;
+                ends_if_over(signal, signals.over.clone())?;
                 let id = signal_hook::low_level::pipe::register(signal, write)?;
                 Ok((id, read))
             };
@@ -49,37 +48,37 @@ impl Signals {
                 log::warn!("signal {signal} stays blocked: {error:?}");
             }
         }
+        first::set_handled(true);
         Ok(signals)
     }
 }
 
-/// The bit of `signal` in a mask.
-fn bit(signal: i32) -> u64 {
-    1 << (signal - 1)
-}
-
-/// The mask of signals that this process ignores.
-fn ignored_signals() -> u64 {
-    let mut status = String::new();
-    let read = std::fs::File::open("/proc/self/status")
-        .and_then(|mut file| file.read_to_string(&mut status));
-    if read.is_err() {
-        return 0;
+/// What a signal does when nobody reads the pipes any more: what it does by default, which the first
+/// process of a namespace has to do by itself.
+fn ends_if_over(signal: i32, over: Arc<AtomicBool>) -> std::io::Result<()> {
+    if first::is_first() {
+        first::ends_if(signal, over)?;
+    } else {
+        signal_hook::flag::register_conditional_default(signal, over)?;
     }
-    ignored_in(&status)
+    Ok(())
 }
 
-fn ignored_in(status: &str) -> u64 {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("SigIgn:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0)
+/// Whether this process was started with the signal ignored.
+fn is_ignored(signal: i32) -> bool {
+    // SAFETY: all zeros are a value of this structure of numbers and pointers, of which the call writes
+    // another; given no new one, it changes nothing.
+    let action = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        (libc::sigaction(signal, std::ptr::null(), &raw mut action) == 0).then_some(action)
+    };
+    action.is_some_and(|action| action.sa_sigaction == libc::SIG_IGN)
 }
 
 impl Drop for Signals {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
+        first::set_handled(false);
         for id in self.registered.drain(..) {
             signal_hook::low_level::unregister(id);
         }
@@ -107,9 +106,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ignored_signals_are_read_from_the_mask() {
-        let status = "Name:\tvmm\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\n";
-        assert_eq!(ignored_in(status), bit(SIGHUP) | 1 << 12);
-        assert_eq!(ignored_in("Name:\tvmm\n"), 0);
+    fn ignored_signals_are_told() {
+        // Which nobody else here is after.
+        let signal = libc::SIGURG;
+        assert!(!is_ignored(signal));
+        // SAFETY: nothing runs when the signal comes.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+        assert!(is_ignored(signal));
+        // SAFETY: as above.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }

@@ -11,6 +11,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
 
+use crate::jail::is_confined;
+
 /// The argument that makes this program the second process.
 pub const GUARDIAN_ARGUMENT: &str = "__restore-terminal";
 
@@ -37,13 +39,8 @@ impl RawTerminal {
         }
         let terminal = stdin.as_fd().try_clone_to_owned()?;
         let before = tcgetattr(&terminal)?;
-        let guardian = match start_guardian(&terminal) {
-            Ok(guardian) => Some(guardian),
-            Err(error) => {
-                log::warn!("the terminal will not be restored after a SIGKILL: {error}");
-                None
-            }
-        };
+        // In a jail there are no programs; who started it restores the terminal.
+        let guardian = if is_confined() { None } else { start_guardian_or_warn(&terminal) };
         let mut raw = before.clone();
         raw.make_raw();
         restore_on_panic(terminal.try_clone()?, before.clone());
@@ -73,6 +70,16 @@ fn restore_on_panic(terminal: OwnedFd, before: Termios) {
         let _ = tcsetattr(&terminal, OptionalActions::Now, &before);
         report(panic);
     }));
+}
+
+fn start_guardian_or_warn(terminal: &OwnedFd) -> Option<(Child, ChildStdin)> {
+    match start_guardian(terminal) {
+        Ok(guardian) => Some(guardian),
+        Err(error) => {
+            log::warn!("the terminal will not be restored after a SIGKILL: {error}");
+            None
+        }
+    }
 }
 
 fn start_guardian(terminal: &OwnedFd) -> std::io::Result<(Child, ChildStdin)> {

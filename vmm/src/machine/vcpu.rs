@@ -23,12 +23,12 @@ pub struct Platform {
     pub events: EventSender,
 }
 
-/// Starts a thread for each vCPU.
+/// Starts a thread for each vCPU, none of which enters the guest before it is released.
 ///
 /// # Errors
 /// No thread, or no signal handler.
 pub fn start(vcpus: Vec<VcpuFd>, platform: &Platform) -> std::io::Result<RunningVcpus> {
-    RunningVcpus::start(vcpus.into_iter().enumerate().map(|(index, vcpu)| {
+    RunningVcpus::start_held(vcpus.into_iter().enumerate().map(|(index, vcpu)| {
         let platform = platform.clone();
         move |turnstile: &Turnstile| run(index, vcpu, &platform, turnstile)
     }))

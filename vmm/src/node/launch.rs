@@ -6,16 +6,20 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::group;
 use super::pool::Held;
 use crate::cli::chunk_server;
 use crate::control::vms::folder::VmFolder;
 use crate::disk;
+use crate::jail::Confinement;
+use crate::jail::cgroup::Cgroup;
+use crate::jail::identity::Identity;
+use crate::jail::launch::{Jail, JailSpec, Program};
 use crate::net::{self, Attachment};
 use crate::process;
 use crate::process::link::{Given, Link, Start};
@@ -26,8 +30,8 @@ use crate::spec::name::VmName;
 /// Starts processes.
 #[derive(Debug)]
 pub struct Launcher {
-    /// The program: this one.
-    program: PathBuf,
+    /// Whether VMs are in jails.
+    jailed: bool,
     kvm: File,
     /// The words of the command that serves chunks of disks.
     chunk_server: OnceLock<Vec<OsString>>,
@@ -76,14 +80,32 @@ pub const EVENTS: &str = "events";
 /// The name of the file of its report.
 pub const REPORT: &str = "report";
 
+/// The jail of a VM.
+fn jail(number: u64, cgroup: Option<&Cgroup>) -> JailSpec<'_> {
+    // Of as many VMs as there are numbers, none lives as long as the next one of its number.
+    let user = u32::try_from(number % u64::from(u32::MAX)).unwrap_or_default();
+    JailSpec {
+        identity: Identity::best(user),
+        cgroup,
+        loads_by_network: false,
+        own_session: true,
+        ends_by: None,
+    }
+}
+
 impl Launcher {
     /// Starts this program, with this `/dev/kvm`.
     ///
     /// # Errors
-    /// The program cannot be found.
-    pub fn new(kvm: File) -> io::Result<Self> {
+    /// There are to be jails, and this host has none.
+    pub fn new(kvm: File, jailed: bool) -> io::Result<Self> {
+        if jailed {
+            Jail::prepare(jail(0, None)).map_err(|error| {
+                io::Error::other(format!("{error}; or do without jails (--no-jail)"))
+            })?;
+        }
         let (chunk_server, servers) = Default::default();
-        Ok(Self { program: std::env::current_exe()?, kvm, chunk_server, servers })
+        Ok(Self { jailed, kvm, chunk_server, servers })
     }
 
     /// The words by which chunks of disks are served; the first that are said count.
@@ -95,7 +117,8 @@ impl Launcher {
     /// to outlive the agent as the VM does; it ends when the VM's end of the stream is closed.
     fn serve_chunks(&self, image: &Held, spec: &VmSpec, log: File) -> io::Result<OwnedFd> {
         let (here, there) = UnixStream::pair()?;
-        let child = Command::new(&self.program)
+        let child = Command::new("/proc/self/exe")
+            .arg0("vmm")
             .args(self.chunk_server.get_or_init(chunk_server::default_words))
             .arg("--image")
             .arg(spec.image.to_string())
@@ -147,18 +170,8 @@ impl Launcher {
             chunks = Some(self.serve_chunks(image, &spec, make("chunk-server")?)?);
         }
         let (here, there) = Link::pair()?;
-        let child = Command::new(&self.program)
-            .arg(process::ARGUMENT)
-            .stdin(Stdio::from(there.into_inner()))
-            .stdout(Stdio::null())
-            .stderr(make("stderr")?)
-            .process_group(0)
-            .spawn()?;
-        let pid = child.id();
-        // Nobody else waits for it, so the number is still its own.
-        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
-        let raw = raw.ok_or(io::ErrorKind::InvalidData)?;
-        let process = pidfd_open(raw, PidfdFlags::empty())?;
+        let (pid, process, confinement) =
+            self.execute(number, &spec, there.into_inner(), make("stderr")?)?;
         let mut given = vec![
             (Given::Lock, lock.as_fd()),
             (Given::Kvm, self.kvm.as_fd()),
@@ -179,6 +192,7 @@ impl Launcher {
             name: name.clone(),
             spec,
             network,
+            confinement,
             hold,
             manifest: image.id().to_string(),
             huge_pages: image.huge_pages(),
@@ -189,5 +203,47 @@ impl Launcher {
         here.send(&start, &files)?;
         std::fs::write(folder.file("pid"), pid.to_string())?;
         Ok(Launched { pid, process, link: here })
+    }
+
+    /// Starts this program, with `input` and `errors`, in a jail or not; its number, a handle of it, and
+    /// how it is to confine itself.
+    fn execute(
+        &self,
+        number: u64,
+        spec: &VmSpec,
+        input: OwnedFd,
+        errors: File,
+    ) -> io::Result<(u32, OwnedFd, Option<String>)> {
+        if !self.jailed {
+            let child = Command::new("/proc/self/exe")
+                .arg0("vmm")
+                .arg(process::ARGUMENT)
+                .stdin(Stdio::from(input))
+                .stdout(Stdio::null())
+                .stderr(errors)
+                .process_group(0)
+                .spawn()?;
+            let pid = child.id();
+            // Nobody else waits for it, so the number is still its own.
+            let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+            let raw = raw.ok_or(io::ErrorKind::InvalidData)?;
+            return Ok((pid, pidfd_open(raw, PidfdFlags::empty())?, None));
+        }
+        let group = group::make(number, spec).map_err(io::Error::other)?;
+        let jail = Jail::prepare(jail(number, group.as_ref())).map_err(io::Error::other)?;
+        let nothing = File::options().write(true).open("/dev/null")?;
+        let program = Program {
+            arguments: vec!["vmm".into(), process::ARGUMENT.into()],
+            environment: Vec::new(),
+            standard: [input.as_fd(), nothing.as_fd(), errors.as_fd()],
+            files: Vec::new(),
+        };
+        let started = jail.spawn(&program).map_err(|error| {
+            group::remove(number);
+            io::Error::other(error)
+        })?;
+        let confinement = Confinement { user: jail.user(), ..Confinement::default() };
+        let pid = u32::try_from(started.pid().as_raw_nonzero().get()).unwrap_or_default();
+        Ok((pid, started.into_fd(), Some(confinement.to_string())))
     }
 }

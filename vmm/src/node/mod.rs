@@ -14,6 +14,7 @@
 pub mod clock;
 pub mod error;
 pub mod events;
+mod group;
 pub mod http;
 pub mod launch;
 pub mod options;
@@ -90,7 +91,8 @@ impl Node {
         host::kvm::open()?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.map_err(NodeError::system("open /dev/kvm"))?;
-        let launcher = Launcher::new(kvm).map_err(NodeError::system("find this program"))?;
+        let launcher =
+            Launcher::new(kvm, !options.no_jail).map_err(NodeError::system("start VMs"))?;
         let vms = Vms::create(folder.join("vms"));
         let vms = vms.map_err(NodeError::system("make the folder of VMs"))?;
         let listeners = Listeners::default();

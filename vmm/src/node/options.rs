@@ -34,6 +34,10 @@ pub struct NodeOptions {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub keep_ended: usize,
 
+    /// Run VMs without jails: as processes of this one's own rights. For hosts that refuse namespaces.
+    #[arg(long)]
+    pub no_jail: bool,
+
     /// When the agent ends, leave the pool in memory for the next one. VMs live on in any case.
     #[arg(long)]
     pub keep_pool: bool,

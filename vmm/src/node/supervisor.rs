@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use super::clock::now_ms;
+use super::group;
 use super::launch::REPORT;
 use super::registry::Registry;
 use crate::api::{Phase, VmEnd, VmState};
@@ -219,6 +220,9 @@ impl Thread {
         let _ = epoll::delete(&self.epoll, &vm.process);
         self.deadlines.retain(|(_, late)| *late != number);
         let mut end = how_it_ended(&vm);
+        if group::remove(number) && end.code == Some(137) {
+            end.reason = "killed: it took more memory than its limit (memory_overhead)".into();
+        }
         self.registry.change(number, |vm| {
             // It has said why itself.
             if let Some(told) = vm.record.info.end.take() {

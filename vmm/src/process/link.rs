@@ -68,6 +68,8 @@ pub struct Start {
     /// What it is on its network, if it is on one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<Network>,
+    /// How it confines itself when it has loaded (as of `jail::Confinement`); not at all without.
+    pub confinement: Option<String>,
     /// Whether it waits, when it is ready, to be told to start.
     pub hold: bool,
     /// The id of its image's manifest.

@@ -35,7 +35,11 @@ use crate::control::images::Images;
 use crate::control::{BOOT_RATE, Control, Setup, TENANT_RATE};
 use crate::disk::{self, Counters as DiskCounters, Disk, DiskError};
 use crate::exit::Exit;
+use crate::jail::confine::ConfineError;
+use crate::jail::seccomp::Features;
+use crate::jail::{Confinement, first};
 use crate::machine::attach::Socket;
+use crate::machine::processors::queue_counts;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
 use crate::net::{Attachment, NetError};
 use crate::spec::disk::DiskSpec;
@@ -81,6 +85,12 @@ pub enum ProcessError {
     /// The network device.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// What it is to give up makes no sense.
+    #[error("{0}")]
+    Confinement(String),
+    /// It could not give it up.
+    #[error(transparent)]
+    Confine(#[from] ConfineError),
     /// The machine could not go on.
     #[error(transparent)]
     Machine(#[from] MachineError),
@@ -95,7 +105,8 @@ impl ProcessError {
     fn exit(self) -> (Exit, String) {
         let message = self.to_string();
         let exit = match self {
-            Self::Link(_) => Exit::Usage,
+            Self::Link(_) | Self::Confinement(_) => Exit::Usage,
+            Self::Confine(error) => CliError::from(error).exit(),
             Self::Disk(error) => CliError::from(error).exit(),
             Self::Missing(_) | Self::File { .. } | Self::Id(_) => Exit::Failure,
             Self::Manifest(_) => Exit::ImageDamaged,
@@ -122,6 +133,9 @@ impl Files {
 /// All of the process.
 pub fn main() -> ExitCode {
     let watch = Stopwatch::start();
+    if first::is_first() {
+        first::begin();
+    }
     let ended = match rustix::io::dup(std::io::stdin()) {
         Ok(end) => run(&Link::new(end), watch),
         Err(error) => Err(ProcessError::Link(error.into())),
@@ -175,7 +189,8 @@ impl Vm {
         let lock = files.take(Given::Lock)?;
         let kvm = kvm(files.take(Given::Kvm)?);
         let (manifest, pooled) = pooled(start, &mut files)?;
-        let disk = disk(start, manifest, pooled.id(), &mut files)?;
+        let has_disk = disk::wanted(start.spec.disk.as_ref(), &manifest)? != (DiskSpec::None {});
+        let id = pooled.id();
         let image = ImageClient::new(Box::new(pooled.clone()))
             .open_exactly(&start.spec.image, pooled.id())?;
         let file = ConsoleFile::new(files.take(Given::Console)?.into());
@@ -194,16 +209,33 @@ impl Vm {
             devices.push(device);
             network = Some(counted);
         }
-        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
-        devices.extend(disk.map(|disk| disk.device));
         let vsock = vsock(start, &mut files, &mut devices)?;
-        let virtio = machine::virtio_devices(devices);
-        let loaded = boot::load(&kvm, &image, spec, &virtio, None, &mut watch)?;
+        let mut virtio = machine::virtio_devices(devices);
+        let mut queues = queue_counts(&virtio);
+        queues.extend(has_disk.then_some(disk::QUEUES));
+        let loaded = boot::load(&kvm, &image, spec, &queues, None, &mut watch)?;
+        if let Some(words) = &start.confinement {
+            let confinement: Confinement = words.parse().map_err(ProcessError::Confinement)?;
+            let features = Features {
+                net: network.is_some(),
+                vsock: vsock.is_some(),
+                disk: has_disk,
+                attach: true,
+                images: true,
+                ..Features::default()
+            };
+            confinement.enter(features, Vec::new())?;
+            watch.phase("jail");
+        }
+        // Its threads are started in the jail.
+        let disk = disk(start, manifest, id, &mut files)?;
+        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
+        virtio.extend(disk.map(|disk| disk.device));
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let console = Console { output: Box::new(output), keyboard: Keyboard::Socket(socket) };
         let around = machine::Around { console, control: end, virtio };
-        let (machine, mut report) = loaded.assemble(&image, spec, around, false, watch)?;
+        let (machine, mut report) = loaded.assemble(spec, around, false, watch)?;
         report.network.clone_from(&start.network);
         let disk = disk_counters;
         Ok(Self { machine, control, network, vsock, report, report_file, disk, _lock: lock })
@@ -317,6 +349,6 @@ fn setup(start: &Start, pooled: Prepared, events: File) -> Setup {
     let own = (spec.image.clone(), pooled.id());
     // Its own, and no other.
     let opener = move || Ok(ImageClient::new(Box::new(pooled.clone())));
-    let images = Images::new(Box::new(opener), own, Vec::new());
+    let images = Images::new(Some(Box::new(opener)), own, Vec::new());
     Setup { identity, images, manager: None, events: Some(events) }
 }

@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
 pub mod disk;
+pub mod limits;
 pub mod name;
 pub mod net;
 pub mod vsock;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::disk::DiskSpec;
+use self::limits::LimitsSpec;
 use self::net::NetSpec;
 use crate::loader::{KernelChoice, RamdiskChoice};
 use crate::machine::boot::ProtocolChoice;
@@ -50,12 +52,7 @@ pub struct VmSpec {
     /// RAM, a multiple of 2 MiB from 64M up; such as 512M or 4G.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     #[serde(default = "default_memory")]
-    #[schema(
-        minimum = 67_108_864,
-        maximum = 1_099_511_627_776_u64,
-        multiple_of = 2_097_152,
-        example = 536_870_912
-    )]
+    #[schema(minimum = 67_108_864, maximum = 1_099_511_627_776_u64, example = 536_870_912)]
     pub memory: u64,
 
     /// What guest RAM is made of.
@@ -91,8 +88,9 @@ pub struct VmSpec {
     /// allow-out= (ports that may be reached of the VM, and by it, such as tcp:22+udp:53, or none),
     /// isolated (from others that are), subnet= (of nat).
     #[arg(long, value_name = "NETWORK", default_value_t)]
-    #[serde(default)]
+    #[serde(default, deserialize_with = "net::checked")]
     pub net: NetSpec,
+
     /// The image's disk, which the guest sees as /dev/vda: ro, overlay[,size=SIZE][,file=PATH] (what the
     /// guest writes goes to a file of the VM's own: at most SIZE of it, and to PATH to be kept), or none.
     /// By default ro, if the image has a disk.
@@ -112,6 +110,13 @@ pub struct VmSpec {
     #[arg(long)]
     #[serde(default)]
     pub verify_full: bool,
+
+    /// Limits of a jailed VM, NAME=VALUE separated by commas: cpu (processors, such as 1.5),
+    /// cpu-weight, memory-overhead (beyond the guest's RAM), swap, tasks, and for each disk read,
+    /// write (bytes a second), reads, writes (a second).
+    #[arg(long, value_name = "LIMITS", default_value_t, hide_default_value = true)]
+    #[serde(default, skip_serializing_if = "LimitsSpec::is_empty")]
+    pub limits: LimitsSpec,
 }
 
 fn one() -> u8 {

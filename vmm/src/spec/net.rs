@@ -9,7 +9,8 @@ use devices::virtio::net::mac::MacAddress;
 use devices::virtio::net::ports::PortRules;
 use devices::virtio::net::{MAX_MTU, MIN_MTU};
 use ipnet::{Ipv4Net, Ipv6Net};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::size;
@@ -226,6 +227,16 @@ impl NetSpec {
     pub fn send_limit(&self) -> Limit {
         self.limit(self.rate_out)
     }
+}
+
+/// Reads a description, and checks it too: who sends one hears at once what is wrong.
+///
+/// # Errors
+/// It is none, or does not go together.
+pub fn checked<'de, D: Deserializer<'de>>(reader: D) -> Result<NetSpec, D::Error> {
+    let spec = NetSpec::deserialize(reader)?;
+    spec.check().map_err(D::Error::custom)?;
+    Ok(spec)
 }
 
 /// Whether an address can be a host's: not that of its network, nor of all in it.
@@ -460,6 +471,14 @@ mod tests {
             let error = text.parse::<NetSpec>().unwrap_err().to_string();
             assert!(error.contains(named), "{text}: {error}");
         }
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused_from_afar_too() {
+        let read = |json: &str| checked(&mut serde_json::Deserializer::from_str(json));
+        assert!(read(r#"{"mode":"nat","mtu":9000}"#).is_ok());
+        let error = read(r#"{"mode":"bridge"}"#).unwrap_err().to_string();
+        assert!(error.contains("bridge's name"), "{error}");
     }
 
     #[test]

@@ -113,13 +113,21 @@ impl GuestOptions {
         self.name.as_ref()
     }
 
-    /// Checks that the options go together.
+    /// Checks that the options go together, for a VM that is in a jail or not.
     ///
     /// # Errors
     /// [`CliError::Rights`].
-    pub fn check(&self) -> Result<(), CliError> {
+    pub fn check(&self, jailed: bool) -> Result<(), CliError> {
         let manager = self.role == Role::Manager;
         let needs = |what: &str| Err(CliError::Rights(what.into()));
+        if jailed && manager {
+            return needs(
+                "--role manager is not for a jail: it starts programs, which a jail has none of",
+            );
+        }
+        if jailed && self.may.iter().any(|may| matches!(may, May::Fetch(_))) {
+            return needs("--may fetch is not for a jail, in which there are no images");
+        }
         if !manager && (self.may.contains(&May::Boot) || self.may.contains(&May::Cache)) {
             return needs("--may boot and --may cache are for managers: add --role manager");
         }
@@ -156,10 +164,11 @@ impl GuestOptions {
     ///
     /// # Errors
     /// A file or folder that cannot be made.
-    pub fn setup(&self, around: Around<'_>, opener: Opener) -> Result<Setup, CliError> {
+    pub fn setup(&self, around: Around<'_>, opener: Option<Opener>) -> Result<Setup, CliError> {
         let manager = self.role == Role::Manager;
         let name = self.vm_name();
         let booting = if manager { feature::BOOT } else { 0 };
+        let images = if opener.is_some() { feature::IMAGES } else { 0 };
         let identity = Identity {
             name: name.clone(),
             image: around.image.name().to_string(),
@@ -167,7 +176,7 @@ impl GuestOptions {
             cpus: around.cpus.into(),
             memory_bytes: around.memory,
             rights: self.rights(),
-            features: feature::IMAGES | feature::EVENTS | feature::EVENT_LINE | booting,
+            features: images | feature::EVENTS | feature::EVENT_LINE | booting,
             commands: if manager { MANAGER_RATE } else { TENANT_RATE },
             boots: BOOT_RATE,
         };
@@ -224,7 +233,7 @@ mod tests {
     fn parse(words: &str) -> Result<GuestOptions, String> {
         let words = std::iter::once("boot").chain(words.split_whitespace());
         let command = Command::try_parse_from(words).map_err(|error| error.to_string())?;
-        command.guest.check().map_err(|error| error.to_string())?;
+        command.guest.check(false).map_err(|error| error.to_string())?;
         Ok(command.guest)
     }
 
@@ -252,6 +261,15 @@ mod tests {
         ] {
             let error = parse(words).unwrap_err();
             assert!(error.contains(named), "{words}: {error}");
+        }
+    }
+
+    #[test]
+    fn what_needs_more_than_a_jail_has_is_refused() {
+        assert!(parse("--name one").unwrap().check(true).is_ok());
+        for words in ["--role manager", "--may fetch=*"] {
+            let error = parse(words).unwrap().check(true).unwrap_err().to_string();
+            assert!(error.contains("jail"), "{words}: {error}");
         }
     }
 }

@@ -1,12 +1,14 @@
 //! `vmm boot`: from a name to a running guest.
 
 mod guest;
+mod jailed;
 mod remote;
 mod table;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
@@ -16,6 +18,7 @@ use imgcache::client::{Image, ImageClient};
 use imgcache::lazy::ImageSource;
 
 use self::guest::{Around, GuestOptions};
+use self::jailed::JailOptions;
 use self::remote::{Boot, RemoteOptions};
 use super::cache::{self, CacheOptions};
 use super::progress::Progress;
@@ -25,15 +28,20 @@ use crate::boot::console_file::ConsoleFile;
 use crate::boot::report::{GuestReport, Report};
 use crate::boot::stopwatch::{Stopwatch, milliseconds};
 use crate::boot::vsock::{self, SocketFile, VsockEnd};
+use crate::control::images::Opener;
 use crate::control::{self, Control};
 use crate::disk::{self, Counters, Disk};
 use crate::exit::{self, Exit};
 use crate::host;
+use crate::jail::seccomp::Features;
+use crate::jail::{ThreadKind, seal};
 use crate::loader::handed::Handed;
+use crate::machine::processors::queue_counts;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
 use crate::net;
 use crate::size;
 use crate::spec::VmSpec;
+use crate::spec::disk::DiskSpec;
 
 /// Boot a microVM from an image, with the console on this terminal.
 ///
@@ -78,6 +86,9 @@ pub struct BootCommand {
     guest: GuestOptions,
 
     #[command(flatten)]
+    jail: JailOptions,
+
+    #[command(flatten)]
     remote: RemoteOptions,
 
     #[command(flatten)]
@@ -114,18 +125,28 @@ impl BootCommand {
             return self.remote.run(&boot);
         }
         let mut watch = Stopwatch::start();
+        self.guest.check(self.jail.is_jailed())?;
+        if self.jail.is_outside() {
+            let by_network = !self.cache.arguments().is_empty();
+            let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+            return self.jail.start(&self.vm, attachment, by_network);
+        }
+        self.jail.begin();
         if !self.ready_only {
             host::kvm::require_stock_kernels()?;
         }
         let kvm = host::kvm::open()?;
-        self.guest.check()?;
         let image = Arc::new(self.client(store)?.open(&self.vm.image)?);
         // Before memory is made for a kernel that cannot be entered so.
         boot::entry(&image, &self.vm)?;
         watch.phase("resolve");
 
         // The interface goes with this process, also if it is killed.
-        let attachment = net::open(&self.vm.net, &self.guest.vm_name())?;
+        let attachment = if self.jail.is_jailed() {
+            self.jail.attachment()
+        } else {
+            net::open(&self.vm.net, &self.guest.vm_name())?
+        };
         let network = attachment.as_ref().map(|attachment| attachment.network().clone());
         let mut vm = self.vm.clone();
         let (mut devices, mut net_counters) = (Vec::new(), None);
@@ -137,25 +158,52 @@ impl BootCommand {
             net_counters = Some(counted);
             watch.phase("network");
         }
-        let disk = self.disk(&image)?;
-        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
-        devices.extend(disk.map(|disk| disk.device));
+        let disk = self.disk_spec(&image)?;
+        let overlay = disk::open_overlay(&disk)?;
+        let has_disk = !matches!(disk, DiskSpec::None {});
         let vsock = self.vsock(&mut devices)?;
-        let virtio = machine::virtio_devices(devices);
+        let mut virtio = machine::virtio_devices(devices);
+        let mut queues = queue_counts(&virtio);
+        queues.extend(has_disk.then_some(disk::QUEUES));
         let loaded = {
             let progress = Progress::new("loading", image.manifest().loaded_bytes());
             let add = |bytes| progress.add(bytes);
-            boot::load(&kvm, &image, &vm, &virtio, Some(&add), &mut watch)?
+            boot::load(&kvm, &image, &vm, &queues, Some(&add), &mut watch)?
         };
-        let (control, end) = self.control(&image, store)?;
-        let around = machine::Around { console: self.console()?, control: end, virtio };
-        let (machine, mut report) =
-            loaded.assemble(&image, &vm, around, self.wants_report(), watch)?;
+        let (setup, console) = (self.setup(&image, store)?, self.console()?);
+        let (mut image, mut report_file) = (Some(image), None);
+        if let Some(confinement) = &self.jail.confinement {
+            report_file = self.report.as_deref().map(create_report).transpose()?;
+            if has_disk && !self.cache.arguments().is_empty() {
+                return Err(CliError::Rights(
+                    "a disk out of a cache is not for a jail, which has no network: pull the image \
+                     to this host's store, or leave the disk out (--disk none)"
+                        .into(),
+                ));
+            }
+            if !has_disk {
+                // With its threads: a process that confines itself has none.
+                image = None;
+            }
+            let features =
+                Features { net: network.is_some(), disk: has_disk, ..Features::default() };
+            confinement.enter(features, Vec::new())?;
+            watch.phase("jail");
+        }
+        // Its threads are started in the jail.
+        let disk = image.as_ref().map(|image| self.disk(image, overlay)).transpose()?.flatten();
+        let disk_counters = disk.as_ref().map(|disk| Arc::clone(&disk.counters));
+        virtio.extend(disk.map(|disk| disk.device));
+        let (control, end) = Control::start(setup)
+            .map_err(MachineError::system("start what is behind the control device"))?;
+        let around = machine::Around { console, control: end, virtio };
+        let (machine, mut report) = loaded.assemble(&vm, around, self.wants_report(), watch)?;
         report.network = network;
         // What an image from a cache still has to do, it does while the guest starts.
-        let _closing = Closing::begin(image);
+        let _closing = image.map(Closing::begin);
         if self.ready_only {
-            self.publish(&report)?;
+            seal(ThreadKind::EventLoop).map_err(MachineError::from)?;
+            self.publish(&report, report_file)?;
             return Ok(Exit::Success);
         }
         if !self.json {
@@ -184,7 +232,7 @@ impl BootCommand {
             overhead_bytes,
         };
         report.guest = Some(guest);
-        match self.publish(&report) {
+        match self.publish(&report, report_file) {
             // How the guest ended matters more than who was told.
             Err(error) if exit != Exit::Success => {
                 say(&format!("vmm: {error}\n"));
@@ -205,14 +253,9 @@ impl BootCommand {
     }
 
     /// The image's disk, if the guest is to have it.
-    fn disk(&self, image: &Arc<Image>) -> Result<Option<Disk>, CliError> {
-        // A manager hands over what is loaded, and then nothing more.
-        if self.chunks_from.is_some() {
-            return Ok(None);
-        }
-        let spec = disk::wanted(self.vm.disk.as_ref(), image.manifest())?;
+    fn disk(&self, image: &Arc<Image>, overlay: Option<File>) -> Result<Option<Disk>, CliError> {
+        let spec = self.disk_spec(image)?;
         let source = ImageSource::new(Arc::clone(image), self.vm.verify());
-        let overlay = disk::open_overlay(&spec)?;
         Ok(disk::device(&spec, &image.id(), Arc::new(source), overlay)?)
     }
 
@@ -230,12 +273,17 @@ impl BootCommand {
         Ok(Some((file, end)))
     }
 
-    /// Starts what is behind the control device.
-    fn control(
-        &self,
-        image: &Image,
-        store: &StoreOptions,
-    ) -> Result<(Control, control::MachineEnd), CliError> {
+    /// What the guest has of the image's disk.
+    fn disk_spec(&self, image: &Image) -> Result<DiskSpec, CliError> {
+        // A manager hands over what is loaded, and then nothing more.
+        if self.chunks_from.is_some() {
+            return Ok(DiskSpec::None {});
+        }
+        Ok(disk::wanted(self.vm.disk.as_ref(), image.manifest())?)
+    }
+
+    /// What is behind the control device.
+    fn setup(&self, image: &Image, store: &StoreOptions) -> Result<control::Setup, CliError> {
         let around = Around {
             image,
             cpus: self.vm.cpus,
@@ -249,9 +297,10 @@ impl BootCommand {
                 .map(ImageClient::new)
                 .map_err(|error| error.to_string())
         };
-        let setup = self.guest.setup(around, Box::new(opener))?;
-        let started = Control::start(setup);
-        Ok(started.map_err(MachineError::system("start what is behind the control device"))?)
+        // In a jail there is neither a store nor a network.
+        let opener: Option<Opener> =
+            if self.jail.confinement.is_some() { None } else { Some(Box::new(opener)) };
+        self.guest.setup(around, opener)
     }
 
     fn console(&self) -> Result<Console, CliError> {
@@ -270,18 +319,16 @@ impl BootCommand {
         self.json || self.timings || self.report.is_some()
     }
 
-    /// Shows the report in the ways that were asked for.
-    fn publish(&self, report: &Report) -> Result<(), CliError> {
+    /// Shows the report in the ways that were asked for; `created` is its file, if that is open.
+    fn publish(&self, report: &Report, created: Option<File>) -> Result<(), CliError> {
         if self.timings {
             say(&table::table(report));
         }
         let text = || serde_json::to_string(report).map_err(std::io::Error::from);
         if let Some(file) = &self.report {
-            let write = || std::fs::write(file, text()? + "\n");
-            write().map_err(|source| CliError::Output {
-                what: format!("the report to {}", file.display()),
-                source,
-            })?;
+            let mut created = created.map_or_else(|| create_report(file), Ok)?;
+            let mut write = || created.write_all((text()? + "\n").as_bytes());
+            write().map_err(report_error(file))?;
         }
         if self.json && report.guest.is_some() {
             let output = |source| CliError::Output { what: "the report".into(), source };
@@ -301,6 +348,16 @@ impl BootCommand {
         }
         Ok(())
     }
+}
+
+/// Makes the file of a report.
+fn create_report(file: &Path) -> Result<File, CliError> {
+    File::create(file).map_err(report_error(file))
+}
+
+fn report_error(file: &Path) -> impl FnOnce(std::io::Error) -> CliError {
+    let what = format!("the report to {}", file.display());
+    move |source| CliError::Output { what, source }
 }
 
 /// Standard output without a buffer: a console's prompt has no newline.

@@ -47,7 +47,7 @@ pub async fn create(
     _: Parameters<None_>,
     JsonBody(wish): JsonBody<CreateVm>,
 ) -> Result<impl IntoResponse, ApiError> {
-    wish.spec.check().map_err(ApiError::bad)?;
+    wish.spec.check().map_err(|error| ApiError::new("invalid", error))?;
     let net = wish.spec.net.check();
     net.map_err(|error| ApiError::new("invalid", format!("'spec.net': {error}")))?;
     let vm = agent.turn(move |node| node.create(&wish)).await?;
