@@ -185,8 +185,12 @@ impl BootCommand {
                 // With its threads: a process that confines itself has none.
                 image = None;
             }
-            let features =
-                Features { net: network.is_some(), disk: has_disk, ..Features::default() };
+            let features = Features {
+                net: network.is_some(),
+                vsock: vsock.is_some(),
+                disk: has_disk,
+                ..Features::default()
+            };
             confinement.enter(features, Vec::new())?;
             watch.phase("jail");
         }
