@@ -34,9 +34,9 @@ pub struct NodeOptions {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub keep_ended: usize,
 
-    /// Run VMs without jails: as processes of this one's own rights. For hosts that refuse namespaces.
+    /// Run each VM in a jail, as 'vmm boot --jail' does; as root with a user of its own.
     #[arg(long)]
-    pub no_jail: bool,
+    pub jail: bool,
 
     /// When the agent ends, leave the pool in memory for the next one. VMs live on in any case.
     #[arg(long)]
