@@ -22,7 +22,7 @@ use imgcache::store::Store;
 use imgcache::transport::Transport;
 use imgcache::transport::cluster::{Cluster, ClusterOptions};
 use serde_json::{Value, json};
-use vmm::loader::{self, RamdiskChoice};
+use vmm::loader::{self, KernelChoice, RamdiskChoice};
 use vmm::machine::memory::{BackingChoice, GuestRam};
 
 /// Where the bytes go: above what a guest has below its first 4 MiB.
@@ -137,8 +137,12 @@ fn load(options: &Options, connections: usize, window: usize) -> f64 {
     let cluster = Cluster::open(&url, how, None).unwrap();
     let image = ImageClient::new(Box::new(cluster)).open(&options.image).unwrap();
     let mut ram = memory();
-    let how =
-        loader::Options { verify: Verify::Auto, ramdisk: RamdiskChoice::Copy, progress: None };
+    let how = loader::Options {
+        verify: Verify::Auto,
+        kernel: KernelChoice::Copy,
+        ramdisk: RamdiskChoice::Copy,
+        progress: None,
+    };
     loader::land(&image, &mut ram, &how).unwrap();
     begun.elapsed().as_secs_f64() * 1e3
 }

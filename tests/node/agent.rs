@@ -40,7 +40,7 @@ impl Answer {
 
 impl Agent {
     pub fn start(arguments: &[&str]) -> Self {
-        Self::start_with(arguments, |command| drop(command))
+        Self::start_with(arguments, |_| {})
     }
 
     /// One whose command is changed first.
@@ -137,10 +137,6 @@ impl Agent {
 
     pub fn get(&self, path: &str) -> Answer {
         self.ask("GET", path, "", b"")
-    }
-
-    pub fn post(&self, path: &str, body: &str) -> Answer {
-        self.ask("POST", path, "content-type: application/json\r\n", body.as_bytes())
     }
 
     /// A VM that is held and ready.

@@ -32,7 +32,7 @@ fn the_service_manager_is_told_and_vms_outlive_the_agent() {
     assert_eq!(told(), "STOPPING=1");
     std::io::Read::read_to_end(&mut stream, &mut Vec::new()).unwrap();
     assert!(!agent.socket().exists());
-    agent.start_again(&[], |command| drop(command));
+    agent.start_again(&[], |_| {});
     assert!(before.is_some() && pid(&agent) == before);
     assert!(agent.text(&["ps"]).contains("ready"));
 }

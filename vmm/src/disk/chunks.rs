@@ -5,7 +5,7 @@ use std::collections::HashMap;
 /// The chunks; who was not asked for longest goes first.
 #[derive(Debug)]
 pub struct Chunks {
-    chunks: HashMap<u32, (Vec<u8>, u64)>,
+    kept: HashMap<u32, (Vec<u8>, u64)>,
     bytes: usize,
     limit: usize,
     uses: u64,
@@ -14,18 +14,18 @@ pub struct Chunks {
 impl Chunks {
     /// Keeps up to `limit` bytes, but always the last chunk.
     pub fn new(limit: usize) -> Self {
-        Self { chunks: HashMap::new(), bytes: 0, limit, uses: 0 }
+        Self { kept: HashMap::new(), bytes: 0, limit, uses: 0 }
     }
 
     /// Whether this chunk is here.
     pub fn has(&self, index: u32) -> bool {
-        self.chunks.contains_key(&index)
+        self.kept.contains_key(&index)
     }
 
     /// A chunk, if it is here.
     pub fn get(&mut self, index: u32) -> Option<&[u8]> {
         self.uses += 1;
-        let (content, used) = self.chunks.get_mut(&index)?;
+        let (content, used) = self.kept.get_mut(&index)?;
         *used = self.uses;
         Some(content)
     }
@@ -34,14 +34,14 @@ impl Chunks {
     pub fn put(&mut self, index: u32, content: Vec<u8>) {
         self.uses += 1;
         self.bytes += content.len();
-        if let Some((before, _)) = self.chunks.insert(index, (content, self.uses)) {
+        if let Some((before, _)) = self.kept.insert(index, (content, self.uses)) {
             self.bytes -= before.len();
         }
-        while self.bytes > self.limit && self.chunks.len() > 1 {
+        while self.bytes > self.limit && self.kept.len() > 1 {
             // A thousand at most: chunks have 4 KiB or more.
-            let oldest = self.chunks.iter().min_by_key(|(_, (_, used))| *used);
+            let oldest = self.kept.iter().min_by_key(|(_, (_, used))| *used);
             let Some(index) = oldest.map(|(index, _)| *index) else { break };
-            if let Some((content, _)) = self.chunks.remove(&index) {
+            if let Some((content, _)) = self.kept.remove(&index) {
                 self.bytes -= content.len();
             }
         }
@@ -64,6 +64,6 @@ mod tests {
         chunks.put(19, vec![1; 4096]);
         assert_eq!(chunks.bytes, 2 * 4096);
         chunks.put(30, vec![0; 20_000]);
-        assert!(chunks.has(30) && chunks.chunks.len() == 1);
+        assert!(chunks.has(30) && chunks.kept.len() == 1);
     }
 }

@@ -11,6 +11,8 @@ use imgcache::lazy::{ChunkSource, SourceError};
 const THREADS: usize = 2;
 /// Chunks that one thread asks for at a time, at most.
 const BATCH_CHUNKS: usize = 8;
+/// How far apart in the table those are that are asked for together.
+const NEAR: u32 = 8;
 /// Their bytes, but at least one chunk.
 const BATCH_BYTES: u32 = 1 << 20;
 
@@ -50,9 +52,12 @@ impl Shared {
             let mut batch = Vec::new();
             let mut bytes = 0;
             while let Some(chunk) = from.front().copied() {
-                if !batch.is_empty()
-                    && (bytes + chunk.length > BATCH_BYTES || batch.len() == BATCH_CHUNKS)
-                {
+                // Of one request, then: one that is long in coming holds up no other.
+                let follows = batch.last().is_none_or(|last: &ChunkSpan| {
+                    (last.index..last.index.saturating_add(NEAR)).contains(&chunk.index)
+                });
+                let room = bytes + chunk.length <= BATCH_BYTES && batch.len() < BATCH_CHUNKS;
+                if !batch.is_empty() && !(follows && room) {
                     break;
                 }
                 from.pop_front();
@@ -102,9 +107,9 @@ impl Fetchers {
     pub fn bring(&self, chunk: ChunkSpan, waited_for: bool) {
         let mut queue = self.0.lock();
         if waited_for {
-            queue.wanted.push_back(chunk)
+            queue.wanted.push_back(chunk);
         } else {
-            queue.ahead.push_back(chunk)
+            queue.ahead.push_back(chunk);
         }
         drop(queue);
         self.0.changed.notify_one();

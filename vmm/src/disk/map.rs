@@ -240,7 +240,7 @@ mod tests {
             let data = model.iter().filter(|state| **state == State::Data).count() as u64;
             for map in [&map, &restored] {
                 prop_assert_eq!(map.data_sectors(), data);
-                for look in looks.iter().cloned().chain([0..SECTORS]) {
+                for look in looks.iter().cloned().chain(std::iter::once(0..SECTORS)) {
                     let mut next = look.start;
                     let mut last = None;
                     for (run, state) in map.runs(look.clone()) {

@@ -253,17 +253,14 @@ impl Worker {
             }
             let piece = Piece { slot: reading.tag.slot(), from, to };
             reading.missing += 1;
-            match self.waiting.get_mut(&chunk.index) {
-                Some(pieces) => {
-                    if pieces.is_empty() {
-                        self.fetchers.hurry(chunk.index);
-                    }
-                    pieces.push(piece);
+            if let Some(pieces) = self.waiting.get_mut(&chunk.index) {
+                if pieces.is_empty() {
+                    self.fetchers.hurry(chunk.index);
                 }
-                None => {
-                    self.waiting.insert(chunk.index, vec![piece]);
-                    self.fetchers.bring(chunk, true);
-                }
+                pieces.push(piece);
+            } else {
+                self.waiting.insert(chunk.index, vec![piece]);
+                self.fetchers.bring(chunk, true);
             }
         }
     }

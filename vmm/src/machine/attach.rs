@@ -259,7 +259,7 @@ mod tests {
         reader.read_exact(&mut seen).unwrap();
         assert_eq!(&seen, b"hello");
         for _ in 0..100 {
-            hub.print(&[b'x'; KEPT]);
+            hub.print(&vec![b'x'; KEPT]);
         }
         assert!(hub.watchers.is_empty());
         assert_eq!(hub.kept.len(), KEPT);

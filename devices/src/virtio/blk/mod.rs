@@ -73,8 +73,8 @@ pub struct Block {
     generation: u64,
     /// Of this generation.
     in_flight: Vec<Option<InFlight>>,
-    /// Requests of any generation that the backend has, and the bytes of each slot.
-    held: Vec<Option<usize>>,
+    /// What the backend has, of any generation, and the bytes of each.
+    held: Vec<Option<(Tag, usize)>>,
     held_bytes: usize,
 }
 
@@ -141,20 +141,20 @@ impl Block {
             Operation::Zero { .. } | Operation::Flush => 0,
         };
         if let (Some(held), Some(place)) = (self.held.get_mut(slot), self.in_flight.get_mut(slot)) {
-            *held = Some(bytes);
+            let tag = Tag { generation: self.generation, slot };
+            *held = Some((tag, bytes));
             *place = Some(request);
             self.held_bytes += bytes;
-            let tag = Tag { generation: self.generation, slot };
             self.backend.submit(Request { tag, operation });
         }
     }
 
     /// Gives back what the backend held; the request, if the driver still waits for it.
     fn release(&mut self, tag: Tag) -> Option<InFlight> {
-        let bytes = self.held.get_mut(tag.slot).and_then(Option::take)?;
+        let (_, bytes) = self.held.get_mut(tag.slot)?.take_if(|(held, _)| *held == tag)?;
         self.held_bytes = self.held_bytes.saturating_sub(bytes);
-        let request = self.in_flight.get_mut(tag.slot).and_then(Option::take);
-        request.filter(|_| tag.generation == self.generation)
+        // Of an earlier generation it is nobody's any more.
+        self.in_flight.get_mut(tag.slot)?.take()
     }
 }
 

@@ -49,6 +49,16 @@ fn low(number: u64) -> u8 {
     number.to_le_bytes()[0]
 }
 
+/// Threads in the place of vCPUs, which may run.
+fn start<B>(bodies: impl IntoIterator<Item = B>) -> RunningVcpus
+where
+    B: FnOnce(&Turnstile) + Send + 'static,
+{
+    let mut running = RunningVcpus::start_held(bodies).unwrap();
+    running.release();
+    running
+}
+
 #[test]
 fn guests_that_read_and_write_meanwhile_see_nothing_of_it() {
     const PIECES: u64 = 40; // more than two batches
@@ -62,7 +72,7 @@ fn guests_that_read_and_write_meanwhile_see_nothing_of_it() {
             }
         }
     });
-    let mut running = RunningVcpus::start(bodies).unwrap();
+    let mut running = start(bodies);
     while seen.iter().any(|seen| seen.rounds.load(Ordering::Acquire) == 0) {
         std::thread::yield_now();
     }
@@ -88,12 +98,11 @@ fn a_batch_that_finds_no_pause_is_put_in_place_later() {
     let part = mapped(1);
     let device = Arc::new(Barrier::new(2));
     let waits = device.clone();
-    let mut running = RunningVcpus::start([move |turnstile: &Turnstile| {
+    let mut running = start([move |turnstile: &Turnstile| {
         assert!(turnstile.pass());
         waits.wait(); // has passed
         waits.wait(); // is done
-    }])
-    .unwrap();
+    }]);
     device.wait();
     let mut settling = Settling::start(vec![part.clone()]).unwrap();
     while settling.settled.paused_ms == 0.0 {
@@ -128,7 +137,7 @@ fn a_file_that_cannot_be_read_leaves_the_mapping() {
     let part = mapped(1);
     let unreadable = Arc::new(std::fs::File::options().write(true).open("/dev/null").unwrap());
     let spoilt = MappedPart { file: unreadable, ..part.clone() };
-    let mut running = RunningVcpus::start([|_: &Turnstile| {}]).unwrap();
+    let mut running = start([|_: &Turnstile| {}]);
     let mut settling = Settling::start(vec![spoilt]).unwrap();
     settle(&mut settling, &mut running);
     let settled = settling.end();
