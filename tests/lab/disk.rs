@@ -182,7 +182,8 @@ hash /dev/vda disk
             nodes[0].signal(Signal::KILL);
             nodes[0].wait();
         }
-        console += &format!("{line}\n");
+        console.push_str(&line);
+        console.push('\n');
     }
     let output = vmm.wait_with_output().unwrap();
     assert!(output.status.success(), "{console}\n{output:?}");

@@ -145,7 +145,9 @@ fn programs_of_the_host_reach_those_of_the_guest_many_at_a_time() {
     let mut streams: Vec<_> = (0..64).map(|_| guest.connect(52, "echo")).collect();
     let threads: Vec<_> =
         streams.drain(..).map(|stream| thread::spawn(move || exchange(stream, SMALL))).collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     eprintln!("64 echoes of {SMALL} bytes: {:?}", begun.elapsed());
 
     let begun = std::time::Instant::now();
@@ -191,7 +193,9 @@ fn programs_of_the_guest_reach_those_of_the_host_many_at_a_time() {
         .map(|_| accept(&echoes).0)
         .map(|stream| thread::spawn(move || exchange(stream, SMALL)))
         .collect();
-    threads.into_iter().for_each(|thread| thread.join().unwrap());
+    for thread in threads {
+        thread.join().unwrap();
+    }
     guest.wait_for("vsock: ok 64");
     let (mut stream, line) = accept(&streams);
     assert_eq!(line, format!("stream {LARGE}\n"));

@@ -304,17 +304,14 @@ fn ranges_are_made_zero() {
         driver.memory.write_obj(words, GuestAddress(DATA)).unwrap();
         driver.request(kind, 0, Some((16, 0)));
         let submitted = driver.submitted();
-        match outcome {
-            Some(status) => {
-                assert!(submitted.is_empty());
-                assert_eq!(driver.status(), status, "{kind} {flags} {sector} {count}");
-            }
-            None => {
-                let Operation::Zero { offset, length } = submitted[0].operation else { panic!() };
-                assert_eq!((offset, length), (sector * 512, u64::from(count) * 512));
-                driver.complete(&submitted[0], Ok(Vec::new()));
-                assert_eq!(driver.status(), 0);
-            }
+        if let Some(status) = outcome {
+            assert!(submitted.is_empty());
+            assert_eq!(driver.status(), status, "{kind} {flags} {sector} {count}");
+        } else {
+            let Operation::Zero { offset, length } = submitted[0].operation else { panic!() };
+            assert_eq!((offset, length), (sector * 512, u64::from(count) * 512));
+            driver.complete(&submitted[0], Ok(Vec::new()));
+            assert_eq!(driver.status(), 0);
         }
     }
     driver.request(DISCARD, 0, Some((32, 0)));

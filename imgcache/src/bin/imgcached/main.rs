@@ -14,6 +14,7 @@ use imgcache::node::cache::{CacheError, OpenReport};
 use imgcache::node::server::{
     Addresses, Drained, Http, Reload, Server, ServerConfig, ServerError, raise_open_files,
 };
+use imgcache::notify;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::Cli;

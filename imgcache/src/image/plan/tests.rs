@@ -203,7 +203,7 @@ proptest! {
 fn a_disk_takes_no_memory() {
     use crate::image::manifest::{Segment, SegmentKind};
     let mut image = manifest(&[1; 4096], &[2; 4096], 4096);
-    let layout = GuestLayout { ram: vec![0..64 << 20], reserved: Vec::new() };
+    let layout = GuestLayout { ram: std::iter::once(0..64 << 20).collect(), reserved: Vec::new() };
     let before = place(&image, &layout).unwrap();
     image.segments.push(Segment {
         kind: SegmentKind::Block,
