@@ -120,8 +120,13 @@ impl Agent {
 
     /// Boots so many held VMs of an image, named after `name`.
     pub fn fleet(&self, name: &str, image: &str, count: u32) -> Value {
+        self.fleet_of("64M", name, image, count)
+    }
+
+    /// As [`fleet`](Self::fleet), with so much RAM each.
+    pub fn fleet_of(&self, memory: &str, name: &str, image: &str, count: u32) -> Value {
         let count = count.to_string();
-        let words = ["fleet", "boot", "--hold", "--json", "--memory", "64M", "--image", image];
+        let words = ["fleet", "boot", "--hold", "--json", "--memory", memory, "--image", image];
         self.json(&[&words[..], &["--name", name, "--count", &count]].concat())
     }
 

@@ -52,15 +52,15 @@ fn a_cache_node_that_is_lost_in_the_middle_of_a_fleet_costs_no_vm() {
     fs::remove_dir_all(bench.store()).unwrap();
     let agent = Agent::with(bench, &["--cache", &url]);
     std::thread::scope(|scope| {
-        let fleet = scope.spawn(|| agent.fleet("web", "large", 10));
+        let fleet = scope.spawn(|| agent.fleet_of("512M", "web", "large", 10));
         // The image is on its way.
         agent.wait_until("a VM that waits", |agent| !agent.in_state("starting").is_empty());
         nodes[0].signal(Signal::KILL);
         assert_eq!(fleet.join().unwrap()["booted"], 10);
     });
     // The names are known by the other, and what is in the pool needs neither.
-    agent.fleet("more", "large", 3);
+    agent.fleet_of("512M", "more", "large", 3);
     nodes[1].signal(Signal::KILL);
-    let report = agent.fleet("last", "large", 1);
+    let report = agent.fleet_of("512M", "last", "large", 1);
     assert_eq!(report["booted"], 1, "{}", agent.log());
 }

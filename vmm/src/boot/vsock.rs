@@ -8,6 +8,7 @@
 //! and the path there.
 
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,10 +48,12 @@ impl Drop for SocketFile {
     }
 }
 
-/// Whether nobody listens at the socket there any more.
+/// Whether there is a socket at which nobody listens any more. To connect to any other file is refused in
+/// the same words.
 fn is_left_over(path: &Path) -> bool {
+    let socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     let connected = UnixStream::connect(path);
-    connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    socket && connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// The folder of a socket, which a jailed process keeps at its root, and the path that the socket then has

@@ -268,6 +268,17 @@ mod tests {
         File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap()
     }
 
+    /// Opens an overlay that was closed. Other tests start programs, which have its lock until they are
+    /// executed.
+    fn reopen(path: &std::path::Path) -> Overlay {
+        loop {
+            match Overlay::kept(open(path), &ID, LENGTH, None) {
+                Err(DiskError::Locked) => std::thread::yield_now(),
+                opened => return opened.unwrap(),
+            }
+        }
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(40))]
         #[test]
@@ -291,7 +302,7 @@ mod tests {
                     1 => {
                         overlay.flush().unwrap();
                         drop(overlay);
-                        overlay = Overlay::kept(open(&path), &ID, LENGTH, None).unwrap();
+                        overlay = reopen(&path);
                     }
                     _ => {
                         model[bytes.clone()].fill(byte);
