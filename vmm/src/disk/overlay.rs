@@ -273,7 +273,7 @@ mod tests {
     fn reopen(path: &std::path::Path) -> Overlay {
         loop {
             match Overlay::kept(open(path), &ID, LENGTH, None) {
-                Err(DiskError::Locked) => std::thread::yield_now(),
+                Err(OverlayError::Locked) => std::thread::yield_now(),
                 opened => return opened.unwrap(),
             }
         }
