@@ -8,6 +8,7 @@ use rustix::process::Signal;
 
 use crate::common::Bench;
 use crate::common::agent::Agent;
+use crate::common::ramdisk::push_script;
 
 /// An agent with the test guest, and the one with 100 MB to check.
 fn agent() -> Agent {
@@ -88,4 +89,32 @@ fn a_held_vm_begins_when_it_is_told_to_and_its_console_is_at_its_socket() {
     assert!(late.read(&mut buffer).unwrap() > 0);
     console.write_all(b"poweroff -f\n").unwrap();
     assert_eq!(agent.ended("held")["end"]["code"], 0);
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels"]
+fn a_guest_of_the_agent_has_its_network_from_within_a_jail() {
+    let bench = Bench::new();
+    let script = "netup\ngateway=$(ip route | awk '$1 == \"default\" { print $3 }')\n\
+                  ping -c 1 -W 20 $gateway && echo script: reached\nsleep 600\n";
+    push_script(&bench, "netted", script, &[]);
+    let agent = Agent::with(bench, &[]);
+    agent.boot("web", "netted", &["--net", "nat", "--vsock", "cid=5", "--memory", "256M"]);
+    agent.wait_until("reached or dead", |agent| {
+        agent.console("web").contains("script: reached") || agent.in_state("running").is_empty()
+    });
+    assert_eq!(agent.in_state("running"), ["web"], "{} {}", agent.vm("web"), agent.console("web"));
+    let pid = agent.vm_pid("web").as_raw_pid();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        let status = std::fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            line.unwrap_or_default().trim().to_owned()
+        };
+        assert_eq!(field("Seccomp:"), "2", "{status}");
+        assert_eq!((field("CapEff:").trim_matches('0'), field("NoNewPrivs:").as_str()), ("", "1"));
+        assert!(!field("Uid:").starts_with("0\t"), "{status}");
+    }
+    agent.expect(0, &["stop", "web"]);
+    assert_eq!(agent.ended("web")["end"]["reason"], "ended by signal 15");
 }

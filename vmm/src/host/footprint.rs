@@ -27,7 +27,8 @@ fn code(line: &str) -> Option<(usize, usize)> {
     (access == "r-xp" && file.starts_with('/')).then_some((start, end.checked_sub(start)?))
 }
 
-/// Bytes of this process' memory that are resident now, without those mapped in `except`.
+/// Bytes of memory that this process takes now, without what is mapped in `except`; of pages that it shares
+/// with others, such as code, its part (the kernel's proportional set size).
 pub fn resident_except(except: &[Range<u64>]) -> Option<u64> {
     let smaps = own::smaps().ok()?;
     Some(sum_resident(&smaps, except))
@@ -37,7 +38,7 @@ fn sum_resident(smaps: &str, except: &[Range<u64>]) -> u64 {
     let counted = |mapping: &Range<u64>| {
         !except.iter().any(|range| range.start < mapping.end && mapping.start < range.end)
     };
-    pagemap::sum(smaps, counted, &["Rss"])
+    pagemap::sum(smaps, counted, &["Pss"])
 }
 
 #[cfg(test)]
@@ -61,7 +62,7 @@ mod tests {
 
     #[test]
     fn mappings_of_the_guest_are_not_counted() {
-        let smaps = "1000-2000 r--p 0 0:0 0 vmm\nRss:      4 kB\n\
+        let smaps = "1000-2000 r--p 0 0:0 0 vmm\nRss:      8 kB\nPss:      4 kB\n\
                      2000-4000 rw-p 0 0:0 0\nRss:      8 kB\nPss: 8 kB\n";
         assert_eq!(sum_resident(smaps, &[]), 12 << 10);
         assert_eq!(sum_resident(smaps, std::slice::from_ref(&(0x2000..0x4000))), 4 << 10);

@@ -23,6 +23,7 @@ use super::settle::Settling;
 use super::signals::Signals;
 use super::terminal::RawTerminal;
 use super::{Keyboard, Life, Machine, MachineError, Virtio, vcpu};
+use crate::host::footprint;
 use crate::jail::{ThreadKind, seal};
 
 /// How long a guest that has reported a panic may go on: to print the rest, or to restart.
@@ -188,7 +189,8 @@ fn begin<'m>(
     machine.control.end.begin();
     let mut running = vcpu::start(vcpus, &machine.platform)
         .map_err(MachineError::system("start the processors"))?;
-    // There is nothing to start any more, and the guest has not begun.
+    // There is nothing to start any more, and the guest has not begun. What was run for that is not run again.
+    footprint::release_code();
     seal(ThreadKind::EventLoop)?;
     running.release();
     Ok(Begun { running, settling, at: Instant::now() })

@@ -102,7 +102,7 @@ impl Launcher {
     pub fn new(kvm: File, jailed: bool) -> io::Result<Self> {
         if jailed {
             Jail::prepare(jail(0, None)).map_err(|error| {
-                io::Error::other(format!("{error}; or do without jails (leave out --jail)"))
+                io::Error::other(format!("{error}; or do without jails (--no-jail)"))
             })?;
         }
         let (chunk_server, servers) = Default::default();

@@ -91,7 +91,8 @@ impl Node {
         host::kvm::open()?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm");
         let kvm = kvm.map_err(NodeError::system("open /dev/kvm"))?;
-        let launcher = Launcher::new(kvm, options.jail).map_err(NodeError::system("start VMs"))?;
+        let launcher =
+            Launcher::new(kvm, !options.no_jail).map_err(NodeError::system("start VMs"))?;
         let vms = Vms::create(folder.join("vms"));
         let vms = vms.map_err(NodeError::system("make the folder of VMs"))?;
         let listeners = Listeners::default();

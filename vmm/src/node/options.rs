@@ -34,9 +34,11 @@ pub struct NodeOptions {
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub keep_ended: usize,
 
-    /// Run each VM in a jail, as 'vmm boot --jail' does; as root with a user of its own.
+    /// Do without jails. Else each VM is in one, as with 'vmm boot --jail': namespaces, an empty root, no
+    /// privileges, filters of system calls, and, where the agent is root, a user and a control group of its
+    /// own.
     #[arg(long)]
-    pub jail: bool,
+    pub no_jail: bool,
 
     /// When the agent ends, leave the pool in memory for the next one. VMs live on in any case.
     #[arg(long)]

@@ -143,6 +143,10 @@ impl VmSpec {
         if self.cmdline_append.as_ref().is_some_and(|text| text.chars().count() > MAX_APPEND) {
             return Err(format!("'spec.cmdline_append': at most {MAX_APPEND} characters"));
         }
+        if let Some(DiskSpec::Overlay { file: Some(_), .. }) = &self.disk {
+            // Who may boot VMs may not for that reason write to any file that the agent can.
+            return Err("'spec.disk.file': an agent's VMs have no overlays that are kept".into());
+        }
         self.net.check().map_err(|error| format!("'spec.net': {error}"))?;
         self.limits.check().map_err(|error| format!("'spec.limits': {error}"))?;
         Ok(())

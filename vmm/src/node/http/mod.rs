@@ -30,6 +30,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use utoipa::OpenApi;
+use utoipa::openapi::schema::AdditionalProperties;
+use utoipa::openapi::{RefOr, Schema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -134,6 +136,27 @@ impl Agent {
 struct Document;
 
 fn routes() -> OpenApiRouter<Agent> {
+    let mut routes = handlers();
+    close_alternatives(routes.get_openapi_mut());
+    routes
+}
+
+/// Says of alternatives that they have no other fields than those named, as it is said of structs: they
+/// are read so (`deny_unknown_fields`).
+fn close_alternatives(document: &mut utoipa::openapi::OpenApi) {
+    let schemas = document.components.as_mut().map(|components| &mut components.schemas);
+    let Some(RefOr::T(Schema::OneOf(disk))) = schemas.and_then(|all| all.get_mut("DiskSpec"))
+    else {
+        return;
+    };
+    for alternative in &mut disk.items {
+        if let RefOr::T(Schema::Object(object)) = alternative {
+            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+        }
+    }
+}
+
+fn handlers() -> OpenApiRouter<Agent> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(vms::list, vms::create))
         .routes(routes!(vms::inspect, vms::delete))

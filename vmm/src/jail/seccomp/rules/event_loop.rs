@@ -11,7 +11,7 @@ pub(super) const RULES: &[Rule] = &[
     permit!(SYS_read, "eventfds, signals, the keyboard"),
     permit!(SYS_pread64, "KVM's counters, and how much memory is taken"),
     permit!(SYS_ioctl, [is(1, PAGEMAP_SCAN)], "which pages of a mapped ramdisk were written"),
-    permit!(SYS_ioctl, [is(1, TCSETS)], "the terminal is as it was"),
+    permit!(SYS_ioctl, [is(1, TCSETS2)], "the terminal is as it was"),
     #[cfg(not(target_env = "musl"))]
     permit!(SYS_getpid, "a signal to a vCPU"),
     #[cfg(not(target_env = "musl"))]
@@ -27,8 +27,8 @@ pub(super) const RULES: &[Rule] = &[
 
 /// `PAGEMAP_SCAN` (Linux, include/uapi/linux/fs.h).
 const PAGEMAP_SCAN: u32 = 0xc060_6610;
-/// `TCSETS`.
-const TCSETS: u32 = 0x5402;
+/// `TCSETS2`, of x86.
+const TCSETS2: u32 = 0x402c_542b;
 
 /// Sockets to which the host connects.
 pub(super) const LISTENING: &[Rule] = &[

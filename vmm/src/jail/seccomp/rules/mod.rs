@@ -48,10 +48,14 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
 /// No memory is made that code could be run in.
 const NO_CODE: u32 = libc::PROT_EXEC.cast_unsigned();
 
+const DONT_WAIT: u32 = libc::MSG_DONTWAIT.cast_unsigned();
+
 /// What every thread does, or may have to.
 const ALWAYS: &[Rule] = &[
     permit!(SYS_futex, "locks, channels, and threads that wait for each other"),
     permit!(SYS_write, "eventfds, messages, the console"),
+    permit!(SYS_sendto, [is(3, DONT_WAIT)], "a signal's handler tells the event loop")
+        .seldom("a signal to the process comes to any of its threads"),
     permit!(SYS_rt_sigreturn, "the way back from a signal")
         .seldom("a signal to the process comes to any of its threads"),
     permit!(SYS_exit_group, "a panic, and the end of the process")
