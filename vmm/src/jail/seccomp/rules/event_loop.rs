@@ -34,7 +34,11 @@ const TCSETS2: u32 = 0x402c_542b;
 pub(super) const LISTENING: &[Rule] = &[
     permit!(SYS_accept4, "a connection from the host"),
     permit!(SYS_shutdown, "the end of a connection, or of a side of it"),
+    permit!(SYS_recvfrom, [is(3, 0)], "what a connection brings"),
+    permit!(SYS_sendto, [is(3, NO_SIGNAL)], "what goes to a connection"),
 ];
+
+const NO_SIGNAL: u32 = libc::MSG_NOSIGNAL.cast_unsigned();
 
 /// A console that is watched over a socket.
 pub(super) const ATTACH: &[Rule] =
@@ -54,10 +58,10 @@ const TUNSETOFFLOAD: u32 = 0x4004_54d0;
 pub(super) const VSOCK: &[Rule] = &[
     permit!(SYS_socket, [is(0, AF_UNIX)], "a connection from the guest"),
     permit!(SYS_connect, "a connection from the guest"),
-    permit!(SYS_recvfrom, "what a connection brings"),
-    permit!(SYS_sendto, "what goes to a connection"),
+    permit!(SYS_recvfrom, [is(3, PEEK)], "whether a connection has ended"),
 ];
 
+const PEEK: u32 = libc::MSG_PEEK.cast_unsigned();
 const AF_UNIX: u32 = libc::AF_UNIX.cast_unsigned();
 
 /// Devices that wait for several things, and for a time.

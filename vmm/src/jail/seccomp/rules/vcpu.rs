@@ -10,9 +10,13 @@ pub(super) const RULES: &[Rule] = &[
 ];
 
 /// A console that is watched.
-pub(super) const ATTACH: &[Rule] =
-    &[permit!(SYS_shutdown, "who watches and reads too slowly is cut off")
-        .seldom("a test of that would depend on how fast a guest prints")];
+pub(super) const ATTACH: &[Rule] = &[
+    permit!(SYS_shutdown, "who watches and reads too slowly is cut off")
+        .seldom("a test of that would depend on how fast a guest prints"),
+    permit!(SYS_sendto, [is(3, NO_SIGNAL)], "what is printed, to who watches")
+        .seldom("a standard library may write to sockets as to files"),
+];
+const NO_SIGNAL: u32 = libc::MSG_NOSIGNAL.cast_unsigned();
 
 /// Devices that wait for several things, and for a time: drivers start and reset them by their registers.
 pub(super) const WAITING: &[Rule] = &[
