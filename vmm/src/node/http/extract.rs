@@ -10,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
 use imgcache::image::name::ImageName;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::error::ApiError;
 use crate::spec::name::VmName;
@@ -121,16 +122,35 @@ fn is_of_shape(message: &str) -> bool {
 
 /// Reads JSON; what is wrong with it is said with where in it that is.
 fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let mut document = serde_json::from_slice(bytes)
+        .map_err(|error| ApiError::bad(format!("the body: {error}")))?;
+    whole_numbers(&mut document);
+    serde_path_to_error::deserialize(document).map_err(|error| {
         let path = error.path().to_string();
         let at = if path == "." { "the body".to_owned() } else { format!("'{path}'") };
         let message = format!("{at}: {}", error.inner());
         let is_value = error.inner().is_data() && !is_of_shape(&error.inner().to_string());
         ApiError::new(if is_value { "invalid" } else { "bad_request" }, message)
-    })?;
-    reader.end().map_err(|error| ApiError::bad(format!("the body: {error}")))?;
-    Ok(value)
+    })
+}
+
+/// Makes integers of numbers such as 4.0: JSON Schema, in whose words the document is, does not tell them
+/// apart (draft 2020-12, validation, section 6.1.1).
+fn whole_numbers(value: &mut Value) {
+    /// Up to here, floating point has every integer.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            let Some(float) = number.as_f64() else { return };
+            if float.fract() == 0.0 && (0.0..EXACT).contains(&float) {
+                let digits = format!("{float:.0}");
+                *value = digits.parse::<u64>().map_or(Value::Null, Value::from);
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(whole_numbers),
+        Value::Object(all) => all.values_mut().for_each(whole_numbers),
+        _ => {}
+    }
 }
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
