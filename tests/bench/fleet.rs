@@ -294,7 +294,9 @@ fn qemus(options: &Options, ramdisk: &str, count: u32) -> Sample {
 fn qemu(options: &Options, ramdisk: &str) -> Child {
     let mut command = Command::new("qemu-system-x86_64");
     command
-        .args(["-M", "microvm", "-accel", "kvm", "-cpu", "host", "-m", MEMORY])
+        // Some KVMs that can only make machines ready refuse what the host's own processor would need.
+        .args(["-M", "microvm", "-accel", "kvm", "-m", MEMORY])
+        .args(["-cpu", if options.user_space { "host" } else { "qemu64" }])
         .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot"])
         .arg("-append")
         .arg(format!("console=ttyS0 quiet panic=-1 {QUICK}"))
