@@ -18,6 +18,13 @@ fn by_rdma(report: &CacheReport, node: &Node) -> u64 {
     report.nodes.iter().find(|one| one.name == name).map_or(0, |node| node.by.rdma)
 }
 
+/// Whether nothing of its process is left but its number.
+fn is_dead(node: &Node) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid().as_raw_nonzero()));
+    // The state is behind the name, which is in brackets.
+    stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+}
+
 /// One of two nodes dies when `percent` of a load have come.
 fn dies_at(percent: usize) {
     // What is under way is little beside what remains.
@@ -25,7 +32,11 @@ fn dies_at(percent: usize) {
     let options = ClusterOptions { link: RDMA, rdma_chunks: 4, ..ClusterOptions::default() };
     let session = session_with(&cache.url(), options);
     let (victim, begun) = (&cache.nodes[0], Instant::now());
-    let report = load(&*session, percent, &|| victim.signal(Signal::KILL));
+    // What is left of a load may take less time than a process takes to die.
+    let report = load(&*session, percent, &|| {
+        victim.signal(Signal::KILL);
+        wait("the node to die", || is_dead(victim));
+    });
     assert!(begun.elapsed() < DEADLINE);
     assert!(by_rdma(&report, &cache.nodes[1]) > 0, "{report:?}");
     let victim = report.nodes.iter().find(|node| node.name == victim.address().to_string());
