@@ -1,7 +1,7 @@
 //! Loads in this process, by the library: so that something can be done at a certain point of one, and what
 //! it has brought be looked at.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use imgcache::image::manifest::ChunkSpan;
@@ -48,8 +48,8 @@ pub fn index_key(chunk: &ChunkSpan) -> IndexKey {
     ItemKey::chunk(&chunk.entry.key).index_key()
 }
 
-/// Loads all chunks, and does `then` once, when `percent` of their bytes have come. All bytes are looked at
-/// again at the end, when whatever came late has come.
+/// Loads all chunks, and does `then` once, when `percent` of their bytes have come; no other chunk is accepted
+/// meanwhile. All bytes are looked at again at the end, when whatever came late has come.
 pub fn load(session: &dyn Session, percent: usize, then: &(dyn Fn() + Sync)) -> CacheReport {
     let chunks = chunks_of(session);
     let bytes: usize = chunks.iter().map(length).sum();
@@ -61,11 +61,15 @@ pub fn load(session: &dyn Session, percent: usize, then: &(dyn Fn() + Sync)) -> 
         reads.push(ChunkRead { index: chunk.index, key: chunk.entry.key, buffer });
         rest = behind;
     }
-    let (seen, point) = (AtomicUsize::new(0), bytes * percent / 100);
+    let (seen, point) = (Mutex::new(0), bytes * percent / 100);
     let accept = |index, content: &[u8]| {
-        let before = seen.fetch_add(content.len(), Ordering::Relaxed);
-        if before <= point && point < before + content.len() {
-            then();
+        {
+            let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = *seen;
+            *seen += content.len();
+            if before <= point && point < *seen {
+                then();
+            }
         }
         session.manifest().chunk(index).is_some_and(|chunk| chunk.entry.has_key(content))
     };

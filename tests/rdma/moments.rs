@@ -18,11 +18,15 @@ fn by_rdma(report: &CacheReport, node: &Node) -> u64 {
     report.nodes.iter().find(|one| one.name == name).map_or(0, |node| node.by.rdma)
 }
 
-/// Whether nothing of its process is left but its number.
+/// Whether nothing of its process is left but its number: its first thread may end before the others, which have
+/// all that it had open.
 fn is_dead(node: &Node) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", node.pid().as_raw_nonzero()));
+    let process = format!("/proc/{}", node.pid().as_raw_nonzero());
+    let threads = std::fs::read_dir(format!("{process}/task")).map_or(0, Iterator::count);
+    let stat = std::fs::read_to_string(format!("{process}/stat"));
     // The state is behind the name, which is in brackets.
-    stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
+    threads == 1
+        && stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')))
 }
 
 /// One of two nodes dies when `percent` of a load have come.

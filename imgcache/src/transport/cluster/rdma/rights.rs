@@ -31,7 +31,7 @@ impl Rights {
     ///
     /// # Errors
     /// The connection's failure; [`NodeError::Refused`] if the node does not speak RDMA, holds too much
-    /// already, or ends.
+    /// already, or ends; [`NodeError::Expired`] if this host stood still while it asked.
     pub(super) fn ask(
         node: &Node,
         connection: &mut Connection,
@@ -48,7 +48,9 @@ impl Rights {
         let reply =
             connection.command(&[format!("rdma {lease:016x} {endpoint}\r\n").as_bytes()])?;
         if !reply.starts_with(RdmaAnswer::WORD) {
-            return Err(refused(reply));
+            // Whoever stands still between the two commands has no lease any more at the second.
+            let late = renewed.elapsed() >= TTL;
+            return Err(if late { NodeError::Expired } else { refused(reply) });
         }
         let RdmaAnswer { announcement, base, endpoint } =
             reply.parse().map_err(|error| refused(format!("{error}, in {reply:?}")))?;
