@@ -76,7 +76,10 @@ struct Sample {
 
 fn main() {
     let options = Options::parse();
-    let work = tempfile::tempdir().unwrap();
+    // Where an agent's folder is on hosts: /run, which is in memory.
+    let memory = Path::new("/dev/shm");
+    let work = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    let work = work.unwrap();
     let mut rows = Vec::new();
     println!(
         "{:<16} {:>5} {:<13} {:>9} {:>8} {:>9} {:>9} {:>11}",
@@ -151,6 +154,8 @@ impl<'a> Agent<'a> {
             .env("VMM_STORE", &store)
             .args(["node", "--pool", "2G", "--run-dir"])
             .arg(&run)
+            // It has a line for each VM.
+            .stderr(fs::File::create(work.join("agent.log")).unwrap())
             .spawn()
             .unwrap();
         let agent = Self { options, child, run };
