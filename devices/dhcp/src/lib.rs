@@ -1,0 +1,1 @@
+//! A DHCP server that commits every lease to a mirror before it answers.

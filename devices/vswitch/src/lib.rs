@@ -1,0 +1,1 @@
+//! Switches that forward frames by virtual identifier.

@@ -1,0 +1,1 @@
+//! TCP connections that move between machines, with the state of the service behind them.

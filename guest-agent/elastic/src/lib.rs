@@ -1,0 +1,1 @@
+//! Services that split, merge, mirror and move ranges of identifiers, with their state.
