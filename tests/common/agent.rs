@@ -50,6 +50,18 @@ impl Agent {
         agent
     }
 
+    /// One that is still to be started, by the command that comes with it, and ended, by who starts it.
+    pub fn to_be_started(bench: Bench) -> (Self, Command) {
+        let agent = Self { bench, child: None, options: Vec::new() };
+        let command = agent.command();
+        (agent, command)
+    }
+
+    /// Waits until it answers.
+    pub fn answers(&self) {
+        self.wait_until("answers", |agent| agent.vmm(&["ps"]).output().unwrap().status.success());
+    }
+
     /// Its folder.
     pub fn run(&self) -> PathBuf {
         self.bench.path().join("run")
@@ -59,13 +71,17 @@ impl Agent {
         self.run().join("node.sock")
     }
 
-    /// Starts the agent, which does not run.
-    pub fn start_again(&mut self) {
+    fn command(&self) -> Command {
         let log = File::create(self.bench.path().join("agent.log")).unwrap();
         let mut command = self.bench.vmm(&["node", "--run-dir"]);
         command.arg(self.run()).args(&self.options).stderr(log).stdout(Stdio::null());
+        command
+    }
+
+    /// Starts the agent, which does not run.
+    pub fn start_again(&mut self) {
         // A session of its own, as a service has.
-        self.child = Some(command.spawn().unwrap());
+        self.child = Some(self.command().spawn().unwrap());
         let begun = Instant::now();
         while !self.vmm(&["ps"]).output().unwrap().status.success() {
             let child = self.child.as_mut().unwrap();

@@ -103,7 +103,8 @@ fn seen(
                 "control" => ThreadKind::Control,
                 "settle" => ThreadKind::Settle,
                 name if name.starts_with("vcpu") => ThreadKind::Vcpu,
-                name if name.starts_with("disk") => ThreadKind::Disk,
+                "disk" => ThreadKind::Disk,
+                name if name.starts_with("fetch") => ThreadKind::Fetch,
                 _ => ThreadKind::EventLoop,
             };
             thread.sealed = Some(kind);

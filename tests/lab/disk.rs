@@ -5,12 +5,15 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
+use vmm::jail::seccomp::{Features, ThreadKind};
 
 use crate::common::Bench;
+use crate::common::agent::{Agent, processes};
 use crate::common::guest::{Boot, boot};
 use crate::common::node::Node;
 use crate::common::ramdisk::push_disk;
+use crate::common::trace::{self, Trace};
 
 /// What every script begins with.
 const BEGIN: &str = "modprobe -a virtio_mmio virtio_blk ext4 || echo 'disk: modules=missing'
@@ -221,4 +224,76 @@ dd if=/dev/zero of=/dev/vda bs=64k count=16 conv=fsync 2>/dev/null && say again 
     let told = full.stderr.matches("the guest gets I/O errors from its disk").count();
     assert!((1..=8).contains(&told), "{full:#?}");
     assert!(full.stderr.contains("No space left"), "{full:#?}");
+}
+
+/// What a guest does to a disk: all there is.
+const EVERYTHING: &str = "mkdir /mnt
+mount -t ext4 /dev/vda /mnt && hash /mnt/random file
+dd if=/mnt/random of=/mnt/new bs=64k count=20 2>/dev/null
+rm /mnt/random
+sync
+fstrim /mnt && say trimmed yes
+umount /mnt
+say end yes
+";
+
+/// A disk of a VM in a jail, out of a store that it reads itself and from an agent that serves it; seen from
+/// outside, with the filters in force.
+#[test]
+#[ignore = "boots guests: scripts/test runs it in the lab"]
+fn a_disk_works_in_a_jail_and_its_threads_may_do_what_they_do_and_no_more() {
+    let bench = Bench::new();
+    let (disk, file) = file_system(&bench);
+    push_disk(&bench, "guest", &format!("{BEGIN}{EVERYTHING}"), &disk);
+    let content = hash(&file);
+    let console = bench.path().join("console");
+    let mut command = bench.vmm(&["boot", "--jail", "--image", "guest", "--disk", "overlay"]);
+    command.arg("--console").arg(&console).stdout(Stdio::null());
+    let features = Features { disk: true, ..Features::default() };
+    let alone = trace::run(command, features, |_| {});
+    let printed = std::fs::read_to_string(console).unwrap();
+    assert!(printed.contains(&format!("disk: file={content}")), "{printed} {alone:#?}");
+    assert!(printed.contains("disk: end=yes"), "{printed} {alone:#?}");
+
+    let (served, printed) = served_by_an_agent(bench);
+    assert!(printed.contains(&format!("disk: file={content}")), "{printed} {served:#?}");
+    assert!(printed.contains("disk: end=yes"), "{printed} {served:#?}");
+
+    let mut used = alone.used;
+    used.extend(served.used);
+    let mut refused = alone.refused;
+    refused.extend(served.refused);
+    assert!(refused.is_empty(), "{refused:#?}");
+    let kinds = [ThreadKind::Disk, ThreadKind::Fetch].into();
+    let wanted = trace::to_be_used(&kinds, features);
+    let unused: Vec<_> = wanted.difference(&used).collect();
+    assert!(unused.is_empty(), "{unused:#?}");
+}
+
+/// Boots the image `guest` by an agent; what its processes did, and what the guest printed.
+fn served_by_an_agent(bench: Bench) -> (Trace, String) {
+    let features = Features { disk: true, attach: true, images: true, ..Features::default() };
+    let (agent, command) = Agent::to_be_started(bench);
+    let mut printed = String::new();
+    let trace = std::thread::scope(|scope| {
+        let (agent, printed) = (&agent, &mut printed);
+        scope.spawn(move || {
+            agent.answers();
+            agent.boot("web", "guest", &["--disk", "overlay"]);
+            let vm = agent.ended("web");
+            *printed = format!("{vm} {}", agent.console("web"));
+            agent.expect(0, &["rm", "web"]);
+            let run = agent.run();
+            let is_it = |pid: &u32| {
+                let words = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+                words.is_ok_and(|words| words.contains(&*run.to_string_lossy()))
+            };
+            for pid in processes().filter(is_it) {
+                let pid = Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+                kill_process(pid, Signal::TERM).unwrap();
+            }
+        });
+        trace::run(command, features, |_| {})
+    });
+    (trace, printed)
 }

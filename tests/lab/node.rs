@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -93,10 +94,12 @@ fn a_held_vm_begins_when_it_is_told_to_and_its_console_is_at_its_socket() {
 
 #[test]
 #[ignore = "needs a KVM that runs stock kernels"]
-fn a_guest_of_the_agent_has_its_network_from_within_a_jail() {
+fn a_guest_of_the_agent_has_its_network_from_within_a_jail_and_outlives_it() {
     let bench = Bench::new();
     let script = "netup\ngateway=$(ip route | awk '$1 == \"default\" { print $3 }')\n\
-                  ping -c 1 -W 20 $gateway && echo script: reached\nsleep 600\n";
+                  ping -c 1 -W 20 $gateway && echo script: reached\n\
+                  while ping -c 1 -W 2 $gateway >/dev/null; do sleep 1; done\n\
+                  echo script: alone\nsleep 600\n";
     push_script(&bench, "netted", script, &[]);
     let agent = Agent::with(bench, &[]);
     agent.boot("web", "netted", &["--net", "nat", "--vsock", "cid=5", "--memory", "256M"]);
@@ -115,6 +118,14 @@ fn a_guest_of_the_agent_has_its_network_from_within_a_jail() {
         assert_eq!((field("CapEff:").trim_matches('0'), field("NoNewPrivs:").as_str()), ("", "1"));
         assert!(!field("Uid:").starts_with("0\t"), "{status}");
     }
+    // Somebody takes its interface away: the guest hears nobody any more, and that is all.
+    let tap = agent.json(&["inspect", "web"])["network"]["tap"].as_str().unwrap().to_owned();
+    let deleted = Command::new("ip").args(["link", "del", &tap]).status().unwrap();
+    assert!(deleted.success(), "{tap}");
+    agent.wait_until("alone or dead", |agent| {
+        agent.console("web").contains("script: alone") || agent.in_state("running").is_empty()
+    });
+    assert_eq!(agent.in_state("running"), ["web"], "{} {}", agent.vm("web"), agent.console("web"));
     agent.expect(0, &["stop", "web"]);
     assert_eq!(agent.ended("web")["end"]["reason"], "ended by signal 15");
 }

@@ -19,6 +19,7 @@ use super::fetch::Fetchers;
 use super::map::SECTOR;
 use super::overlay::Overlay;
 use super::worker::{Message, Worker};
+use crate::jail::{ThreadKind, seal_or_end};
 
 /// Completions on their way to the device.
 #[derive(Debug)]
@@ -90,8 +91,11 @@ impl LazyDisk {
         };
         let fetchers = Fetchers::start(&source, Box::new(brought))?;
         let worker = Worker::new(source, chunks, overlay, fetchers, Arc::clone(&done), counters);
-        let worker =
-            std::thread::Builder::new().name("disk".into()).spawn(move || worker.run(&messages))?;
+        let work = move || {
+            seal_or_end(ThreadKind::Disk);
+            worker.run(&messages);
+        };
+        let worker = std::thread::Builder::new().name("disk".into()).spawn(work)?;
         let mut id = [0; 20];
         for (place, letter) in id.iter_mut().zip(manifest.to_string().bytes()) {
             *place = letter;

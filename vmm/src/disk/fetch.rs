@@ -7,6 +7,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use imgcache::image::manifest::ChunkSpan;
 use imgcache::lazy::{ChunkSource, SourceError};
 
+use crate::jail::{ThreadKind, seal_or_end};
+
 /// Threads of a disk that bring chunks: a chunk that is long in coming does not hold up all others.
 const THREADS: usize = 2;
 /// Chunks that one thread asks for at a time, at most.
@@ -88,6 +90,7 @@ impl Fetchers {
             let (source, shared) = (Arc::clone(source), Arc::clone(&fetchers.0));
             let brought = Arc::clone(&brought);
             let work = move || {
+                seal_or_end(ThreadKind::Fetch);
                 loop {
                     let batch = shared.next();
                     if batch.is_empty() {

@@ -51,3 +51,53 @@ pub fn version() -> Option<u8> {
     let version = unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, none, 0, VERSION) };
     u8::try_from(version).ok().filter(|version| *version > 0)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::{ErrorKind, Read};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_thread_under_it_opens_makes_binds_and_connects_nothing_and_reads_what_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, "words").unwrap();
+        let mut open = File::open(&path).unwrap();
+        let listening = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listening.local_addr().unwrap();
+        // Of a thread of its own: there is no way back.
+        let thread = std::thread::spawn(move || {
+            let enforced = forbid_all().unwrap();
+            let refused = [
+                File::open(&path).err(),
+                File::create(folder.path().join("new")).err(),
+                std::fs::remove_file(&path).err(),
+                std::fs::create_dir(folder.path().join("folder")).err(),
+            ];
+            let network =
+                [TcpListener::bind("127.0.0.1:0").err(), TcpStream::connect(address).err()];
+            let mut words = String::new();
+            open.read_to_string(&mut words).unwrap();
+            (enforced, refused, network, words)
+        });
+        let (enforced, refused, network, words) = thread.join().unwrap();
+        assert_eq!(words, "words");
+        let kinds = |errors: &[Option<std::io::Error>]| -> Vec<_> {
+            errors.iter().map(|error| error.as_ref().map(std::io::Error::kind)).collect()
+        };
+        match version() {
+            None => assert_eq!(enforced, Enforced::Not),
+            Some(version) => {
+                assert!(enforced != Enforced::Not);
+                assert_eq!(kinds(&refused), [Some(ErrorKind::PermissionDenied); 4]);
+                // TCP came with the fourth version.
+                if version >= 4 {
+                    assert_eq!(kinds(&network), [Some(ErrorKind::PermissionDenied); 2]);
+                }
+            }
+        }
+    }
+}

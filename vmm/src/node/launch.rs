@@ -7,7 +7,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
+use std::thread;
 
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -35,8 +36,6 @@ pub struct Launcher {
     kvm: File,
     /// The words of the command that serves chunks of disks.
     chunk_server: OnceLock<Vec<OsString>>,
-    /// Those that were started, until they are seen to have ended.
-    servers: Mutex<Vec<Child>>,
 }
 
 /// A process that was started.
@@ -81,6 +80,18 @@ pub const EVENTS: &str = "events";
 /// The name of the file of its report.
 pub const REPORT: &str = "report";
 
+/// Waits for the end of a server of chunks, which comes with that of its VM, so that nothing of it is left.
+fn reap(mut server: Child) -> io::Result<()> {
+    const STACK: usize = 64 << 10;
+    let id = server.id();
+    let wait = move || {
+        if let Err(error) = server.wait() {
+            log::warn!("process {id}, which served the chunks of a disk: {error}");
+        }
+    };
+    thread::Builder::new().name("chunk-server".into()).stack_size(STACK).spawn(wait).map(drop)
+}
+
 /// The jail of a VM.
 fn jail(number: u64, cgroup: Option<&Cgroup>) -> JailSpec<'_> {
     // Of as many VMs as there are numbers, none lives as long as the next one of its number.
@@ -105,8 +116,7 @@ impl Launcher {
                 io::Error::other(format!("{error}; or do without jails (--no-jail)"))
             })?;
         }
-        let (chunk_server, servers) = Default::default();
-        Ok(Self { jailed, kvm, chunk_server, servers })
+        Ok(Self { jailed, kvm, chunk_server: OnceLock::new() })
     }
 
     /// The words by which chunks of disks are served; the first that are said count.
@@ -130,10 +140,7 @@ impl Launcher {
             .stderr(log)
             .process_group(0)
             .spawn()?;
-        let mut servers = self.servers.lock().unwrap_or_else(PoisonError::into_inner);
-        // Those of VMs that have ended leave nothing behind but their numbers.
-        servers.retain_mut(|server| matches!(server.try_wait(), Ok(None)));
-        servers.push(child);
+        reap(child)?;
         Ok(here.into())
     }
 

@@ -33,14 +33,16 @@ pub enum ThreadKind {
     Control,
     /// Copies a mapped ramdisk.
     Settle,
-    /// Reads and writes a disk.
+    /// Carries out what the guest asks of its disk, in the overlay's file.
     Disk,
+    /// Brings the chunks of a disk.
+    Fetch,
 }
 
 impl ThreadKind {
     /// All there are.
-    pub const ALL: [Self; 5] =
-        [Self::EventLoop, Self::Vcpu, Self::Control, Self::Settle, Self::Disk];
+    pub const ALL: [Self; 6] =
+        [Self::EventLoop, Self::Vcpu, Self::Control, Self::Settle, Self::Disk, Self::Fetch];
 }
 
 impl fmt::Display for ThreadKind {
@@ -51,6 +53,7 @@ impl fmt::Display for ThreadKind {
             Self::Control => "control",
             Self::Settle => "settle",
             Self::Disk => "disk",
+            Self::Fetch => "fetch",
         })
     }
 }

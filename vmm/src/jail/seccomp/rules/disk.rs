@@ -1,10 +1,10 @@
-//! A thread of a disk: reads and writes files, and asks a socket, that were open when it was sealed.
+//! The thread of a disk: it reads and writes the overlay, a file that was open when it was sealed.
 
 use super::{Rule, permit};
 
 pub(super) const RULES: &[Rule] = &[
-    permit!(SYS_read, "eventfds, and answers of a socket"),
-    permit!(SYS_pread64, "blocks"),
-    permit!(SYS_pwrite64, "blocks of an overlay"),
+    permit!(SYS_pread64, "sectors of the overlay"),
+    permit!(SYS_pwrite64, "sectors of the overlay, and the map of them"),
+    permit!(SYS_fallocate, "sectors that the guest gives back"),
     permit!(SYS_fdatasync, "a flush"),
 ];

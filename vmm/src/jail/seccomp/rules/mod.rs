@@ -7,6 +7,7 @@
 mod control;
 mod disk;
 mod event_loop;
+mod fetch;
 mod settle;
 mod vcpu;
 
@@ -40,6 +41,7 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
         }
         ThreadKind::Settle => &[(true, settle::RULES), (true, ENDING)],
         ThreadKind::Disk => &[(true, disk::RULES), (true, CLOSING), (true, ENDING)],
+        ThreadKind::Fetch => &[(true, fetch::RULES), (true, CLOSING), (true, ENDING)],
     };
     let lists: Vec<_> = lists.iter().filter(|(there, _)| *there).map(|(_, list)| *list).collect();
     [ALWAYS, ALLOCATOR].into_iter().chain(lists).flatten()
