@@ -119,7 +119,8 @@ fn a_guest_of_the_agent_has_its_network_from_within_a_jail_and_outlives_it() {
         assert!(!field("Uid:").starts_with("0\t"), "{status}");
     }
     // Somebody takes its interface away: the guest hears nobody any more, and that is all.
-    let tap = agent.json(&["inspect", "web"])["network"]["tap"].as_str().unwrap().to_owned();
+    let tap =
+        agent.json(&["inspect", "web", "--json"])["network"]["tap"].as_str().unwrap().to_owned();
     let deleted = Command::new("ip").args(["link", "del", &tap]).status().unwrap();
     assert!(deleted.success(), "{tap}");
     agent.wait_until("alone or dead", |agent| {

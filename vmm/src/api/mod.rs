@@ -7,6 +7,7 @@ use utoipa::ToSchema;
 
 pub mod client;
 
+use crate::net::Network;
 use crate::spec::VmSpec;
 use crate::spec::name::{ImageNameSchema, TenantName, VmName};
 
@@ -66,6 +67,9 @@ pub struct VmInfo {
     /// The process' number on the host, while it lives.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
+    /// Where it is on the network, if it has a device for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<VmNetwork>,
     /// When it was created, in milliseconds since 1970.
     pub created_ms: u64,
     /// Phases of its boot so far, in the order in which they came.
@@ -76,6 +80,37 @@ pub struct VmInfo {
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end: Option<VmEnd>,
+}
+
+/// Where a VM is on the network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmNetwork {
+    /// The Ethernet address of its device.
+    pub mac: String,
+    /// Its IPv4 address and the length of its network's prefix, where the node gave it one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip: Option<String>,
+    /// The same of IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ip6: Option<String>,
+    /// The host's interface that is the other end of its device.
+    pub tap: String,
+    /// The bridge that this interface is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bridge: Option<String>,
+}
+
+impl From<&Network> for VmNetwork {
+    fn from(network: &Network) -> Self {
+        let Network { tap, bridge, ip, ip6, device, .. } = network;
+        Self {
+            mac: device.mac.to_string(),
+            ip: ip.map(|ip| ip.to_string()),
+            ip6: ip6.map(|ip| ip.to_string()),
+            tap: tap.clone(),
+            bridge: bridge.clone(),
+        }
+    }
 }
 
 /// A phase of a boot.

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::reach::Reach;
 use super::{CliError, print_json, print_text, ps, timings};
-use crate::api::VmInfo;
+use crate::api::{VmInfo, VmNetwork};
 use crate::exit::Exit;
 use crate::size;
 use crate::spec::name::VmName;
@@ -48,6 +48,12 @@ fn text(info: &VmInfo) -> String {
     lines.push(("cpus", info.spec.cpus.to_string()));
     lines.push(("memory", size::show(info.spec.memory)));
     lines.extend(info.pid.map(|pid| ("process", pid.to_string())));
+    if let Some(VmNetwork { mac, ip, ip6, tap, bridge }) = &info.network {
+        let on = bridge.as_ref().map(|bridge| format!(" on {bridge}")).unwrap_or_default();
+        let addresses: String =
+            [ip, ip6].into_iter().flatten().map(|ip| format!(", {ip}")).collect();
+        lines.push(("network", format!("{mac}{addresses} at {tap}{on}")));
+    }
     if let Some(end) = &info.end {
         let code = end.code.map_or("unknown".to_owned(), |code| code.to_string());
         lines.push(("exit code", code));

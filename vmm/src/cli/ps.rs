@@ -65,10 +65,10 @@ pub fn state(state: VmState) -> &'static str {
 
 fn table(rows: &[Row], several: bool) -> String {
     let mut lines = Vec::with_capacity(rows.len() + 1);
-    let line = |cells: [&str; 7], node: &str| {
-        let [name, words, image, cpus, memory, ready, age] = cells;
+    let line = |cells: [&str; 8], node: &str| {
+        let [name, words, image, cpus, memory, ready, age, address] = cells;
         let mut line = format!(
-            "{name:<20} {words:<10} {image:<28} {cpus:>4} {memory:>10} {ready:>9} {age:>6}"
+            "{name:<20} {words:<10} {image:<28} {cpus:>4} {memory:>10} {ready:>9} {age:>6}  {address:<15}"
         );
         if several {
             line.push_str("  ");
@@ -76,7 +76,7 @@ fn table(rows: &[Row], several: bool) -> String {
         }
         line.trim_end().to_owned() + "\n"
     };
-    let heads = ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "READY ms", "AGE"];
+    let heads = ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "READY ms", "AGE", "ADDRESS"];
     lines.push(line(heads, "NODE"));
     let now = now_ms();
     for Row { node, vm } in rows {
@@ -93,10 +93,18 @@ fn table(rows: &[Row], several: bool) -> String {
             &size::show(vm.spec.memory),
             &ready,
             &age(now.saturating_sub(vm.created_ms)),
+            address(vm).unwrap_or("-"),
         ];
         lines.push(line(cells, node));
     }
     lines.concat()
+}
+
+/// The address at which a VM is reached, without its network.
+fn address(vm: &VmInfo) -> Option<&str> {
+    let network = vm.network.as_ref()?;
+    let address = network.ip.as_ref().or(network.ip6.as_ref())?;
+    address.split('/').next()
 }
 
 /// A time span in its largest unit.

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use imgcache::image::manifest::ChunkSpan;
 use imgcache::lazy::{ChunkSource, SourceError};
 
-use crate::jail::{ThreadKind, seal_or_end};
+use crate::jail::{ThreadKind, is_confined, seal_or_end};
 
 /// Threads of a disk that bring chunks: a chunk that is long in coming does not hold up all others.
 const THREADS: usize = 2;
@@ -91,6 +91,9 @@ impl Fetchers {
             let brought = Arc::clone(&brought);
             let work = move || {
                 seal_or_end(ThreadKind::Fetch);
+                if is_confined() {
+                    imgcache::parallel::stay_alone();
+                }
                 loop {
                     let batch = shared.next();
                     if batch.is_empty() {

@@ -14,6 +14,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::group;
 use super::pool::Held;
+use crate::api::VmNetwork;
 use crate::cli::chunk_server;
 use crate::control::vms::folder::VmFolder;
 use crate::disk;
@@ -47,6 +48,8 @@ pub struct Launched {
     pub process: OwnedFd,
     /// The agent's end of its link.
     pub link: Link,
+    /// Where it is on the network.
+    pub network: Option<VmNetwork>,
 }
 
 /// What a VM is started as.
@@ -198,6 +201,7 @@ impl Launcher {
         given.extend(overlay.as_ref().map(|overlay| (Given::Overlay, overlay.as_fd())));
         given.extend(vsock_socket.as_ref().map(|socket| (Given::Vsock, socket.as_fd())));
         let (names, files): (Vec<_>, Vec<_>) = given.into_iter().unzip();
+        let placed = network.as_ref().map(VmNetwork::from);
         let start = Start {
             number,
             name: name.clone(),
@@ -213,7 +217,7 @@ impl Launcher {
         // Without its message it ends, which whoever watches it sees.
         here.send(&start, &files)?;
         fs::write(folder.file("pid"), pid.to_string())?;
-        Ok(Launched { pid, process, link: here })
+        Ok(Launched { pid, process, link: here, network: placed })
     }
 
     /// Starts this program, with `input` and `errors`, in a jail or not; its number, a handle of it, and

@@ -468,6 +468,7 @@ impl Inner {
             let info = &mut vm.record.info;
             info.pid = Some(launched.pid);
             info.manifest = Some(manifest);
+            info.network = launched.network;
             info.phases = phases;
             written = vm.write();
         });

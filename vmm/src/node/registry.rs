@@ -290,6 +290,7 @@ pub fn new_record(create: CreateVm, number: u64, name: VmName) -> Record {
         spec: create.spec.clone(),
         manifest: None,
         pid: None,
+        network: None,
         created_ms: now_ms(),
         phases: Vec::<Phase>::new(),
         ready_ms: None,

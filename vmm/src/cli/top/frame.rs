@@ -197,6 +197,7 @@ mod tests {
             spec: serde_json::from_str(r#"{"image":"debian:12"}"#).unwrap(),
             manifest: None,
             pid: Some(1),
+            network: None,
             created_ms: 0,
             phases: vec![Phase { name: "kvm".into(), ms: 2.0 }],
             ready_ms: Some(ready),

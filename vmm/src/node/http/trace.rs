@@ -201,6 +201,7 @@ mod tests {
             spec: serde_json::from_str(r#"{"image":"debian:12"}"#).unwrap(),
             manifest: Some("ab".into()),
             pid: None,
+            network: None,
             created_ms: 1000,
             phases: vec![phase("pool", 1.5), phase("exec", 2.0)],
             ready_ms: Some(4.0),
