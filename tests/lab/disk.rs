@@ -233,6 +233,8 @@ dd if=/mnt/random of=/mnt/new bs=64k count=20 2>/dev/null
 rm /mnt/random
 sync
 fstrim /mnt && say trimmed yes
+echo 3 >/proc/sys/vm/drop_caches
+hash /mnt/new new
 umount /mnt
 say end yes
 ";

@@ -19,6 +19,7 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
     let lists: &[(bool, &[Rule])] = match kind {
         ThreadKind::EventLoop => &[
             (true, event_loop::RULES),
+            (true, TELLING),
             (features.attach || features.vsock, event_loop::LISTENING),
             (features.attach, event_loop::ATTACH),
             (features.net, event_loop::NET),
@@ -30,6 +31,7 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
             let waits = features.net || features.vsock;
             &[
                 (true, vcpu::RULES),
+                (true, TELLING),
                 (features.attach, vcpu::ATTACH),
                 (waits, vcpu::WAITING),
                 (true, CLOSING),
@@ -37,10 +39,12 @@ pub fn of(kind: ThreadKind, features: Features) -> impl Iterator<Item = &'static
             ]
         }
         ThreadKind::Control => {
-            &[(features.images, control::IMAGES), (true, CLOSING), (true, ENDING)]
+            &[(true, TELLING), (features.images, control::IMAGES), (true, CLOSING), (true, ENDING)]
         }
-        ThreadKind::Settle => &[(true, settle::RULES), (true, ENDING)],
-        ThreadKind::Disk => &[(true, disk::RULES), (true, CLOSING), (true, ENDING)],
+        ThreadKind::Settle => &[(true, settle::RULES), (true, TELLING), (true, ENDING)],
+        ThreadKind::Disk => {
+            &[(true, disk::RULES), (true, TELLING), (true, CLOSING), (true, ENDING)]
+        }
         ThreadKind::Fetch => &[(true, fetch::RULES), (true, CLOSING), (true, ENDING)],
     };
     let lists: Vec<_> = lists.iter().filter(|(there, _)| *there).map(|(_, list)| *list).collect();
@@ -55,7 +59,6 @@ const DONT_WAIT: u32 = libc::MSG_DONTWAIT.cast_unsigned();
 /// What every thread does, or may have to.
 const ALWAYS: &[Rule] = &[
     permit!(SYS_futex, "locks, channels, and threads that wait for each other"),
-    permit!(SYS_write, "eventfds, messages, the console"),
     permit!(SYS_sendto, [is(3, DONT_WAIT)], "a signal's handler tells the event loop")
         .seldom("a signal to the process comes to any of its threads"),
     permit!(SYS_rt_sigreturn, "the way back from a signal")
@@ -68,6 +71,9 @@ const ALWAYS: &[Rule] = &[
         .seldom("nobody can arrange at what a thread is stopped"),
     permit!(SYS_clock_gettime, "the time").seldom("most hosts have a clock that needs no call"),
 ];
+
+/// What threads do that tell others something in the course of their work.
+const TELLING: &[Rule] = &[permit!(SYS_write, "eventfds, messages, the console")];
 
 /// Memory, which an allocator asks for when it likes.
 const ALLOCATOR: &[Rule] = &[
