@@ -10,15 +10,14 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, TryLockError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use devices::serial::SerialConsole;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::MachineError;
 use super::event_loop::{Verdict, lock};
+use super::typed::Typed;
 
 /// Bytes of the console that who connects later is shown.
 pub const KEPT: usize = 64 << 10;
@@ -28,8 +27,6 @@ const MAX_CLIENTS: usize = 16;
 const MAX_REQUEST: usize = 64;
 /// The most that waits for the guest to take it, in bytes.
 const PENDING_MAX: usize = 4 << 10;
-/// How soon a serial port that is busy is tried again.
-const BUSY: Duration = Duration::from_millis(2);
 
 /// What a console prints, for a file and for all who watch.
 #[derive(Debug, Default)]
@@ -106,10 +103,7 @@ impl Socket {
 /// The socket, as the event loop serves it.
 pub(super) struct SocketEvents {
     socket: Socket,
-    serial: Arc<Mutex<SerialConsole>>,
-    /// Signalled when the serial port may have room again.
-    room: EventFd,
-    pending: Vec<u8>,
+    typed: Typed,
     clients: Vec<Client>,
     verdict: Rc<Verdict>,
 }
@@ -133,14 +127,8 @@ impl SocketEvents {
         serial: &Arc<Mutex<SerialConsole>>,
         verdict: Rc<Verdict>,
     ) -> Result<Self, MachineError> {
-        let make = || {
-            let room = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-            lock(serial).set_input_ready(room.try_clone()?);
-            Ok(room)
-        };
-        let room = make().map_err(MachineError::system("make an eventfd"))?;
-        let (pending, clients) = (Vec::new(), Vec::new());
-        Ok(Self { socket, serial: serial.clone(), room, pending, clients, verdict })
+        let typed = Typed::new(serial).map_err(MachineError::system("make an eventfd"))?;
+        Ok(Self { socket, typed, clients: Vec::new(), verdict })
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
@@ -175,8 +163,8 @@ impl SocketEvents {
         let data = &buffer[..count];
         let Some(request) = &mut client.request else {
             // As at a terminal whose guest does not read: what is too much is dropped.
-            let room = PENDING_MAX.saturating_sub(self.pending.len());
-            self.pending.extend_from_slice(&data[..data.len().min(room)]);
+            let room = PENDING_MAX.saturating_sub(self.typed.waiting.len());
+            self.typed.waiting.extend_from_slice(&data[..data.len().min(room)]);
             return Next::Stay;
         };
         request.extend_from_slice(data);
@@ -186,7 +174,7 @@ impl SocketEvents {
         let line = request.drain(..=end).collect::<Vec<_>>();
         match line.as_slice() {
             b"console\n" => {
-                self.pending.append(request);
+                self.typed.waiting.append(request);
                 client.request = None;
                 let stream = client.stream.clone();
                 let mut hub = lock(&self.socket.hub);
@@ -205,41 +193,22 @@ impl SocketEvents {
             _ => Next::Close,
         }
     }
-
-    /// Hands on as much as the serial port takes. The port is busy while a processor prints, and the
-    /// loop must not wait with it.
-    fn deliver(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        let taken = match self.serial.try_lock() {
-            Ok(mut serial) => serial.receive(&self.pending),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().receive(&self.pending),
-            Err(TryLockError::WouldBlock) => {
-                std::thread::sleep(BUSY);
-                // A counter that is full is readable already.
-                let _ = self.room.write(1);
-                return;
-            }
-        };
-        self.pending.drain(..taken);
-    }
 }
 
 impl MutEventSubscriber for SocketEvents {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
         if events.fd() == self.socket.listener.as_raw_fd() {
             self.accept(ops);
-        } else if events.fd() == self.room.as_raw_fd() {
-            let _ = self.room.read();
+        } else if events.fd() == self.typed.room.as_raw_fd() {
+            let _ = self.typed.room.read();
         } else {
             self.serve(events.fd(), ops);
         }
-        self.deliver();
+        self.typed.deliver();
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.verdict.add(ops, Events::new(&self.room, EventSet::IN));
+        self.verdict.add(ops, Events::new(&self.typed.room, EventSet::IN));
         self.verdict.add(ops, Events::new(&self.socket.listener, EventSet::IN));
     }
 }

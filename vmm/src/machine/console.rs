@@ -3,32 +3,26 @@
 use std::io::{IsTerminal, Write};
 use std::os::fd::RawFd;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, TryLockError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
 
 use devices::serial::SerialConsole;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use rustix::io::Errno;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::MachineError;
 use super::escape::{self, EscapeFilter, Wish};
-use super::event_loop::{Verdict, lock};
+use super::event_loop::Verdict;
 use super::outcome::Outcome;
+use super::typed::Typed;
 
 const STDIN: RawFd = 0;
 /// The most that waits for the guest to take it, in bytes.
 const PENDING_MAX: usize = 64 << 10;
-/// How soon a serial port that is busy is tried again.
-const BUSY: Duration = Duration::from_millis(2);
 
 /// Standard input, on its way into the serial port.
 pub struct ConsoleInput {
-    serial: Arc<Mutex<SerialConsole>>,
-    /// Signalled when the serial port may have room again.
-    room: EventFd,
+    typed: Typed,
     filter: EscapeFilter,
-    pending: Vec<u8>,
     source: Source,
     verdict: Rc<Verdict>,
 }
@@ -54,15 +48,10 @@ impl ConsoleInput {
         serial: &Arc<Mutex<SerialConsole>>,
         verdict: Rc<Verdict>,
     ) -> Result<Self, MachineError> {
-        let make = || {
-            let room = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-            lock(serial).set_input_ready(room.try_clone()?);
-            Ok(room)
-        };
-        let room = make().map_err(MachineError::system("make an eventfd"))?;
+        let typed = Typed::new(serial).map_err(MachineError::system("make an eventfd"))?;
         let source = if std::io::stdin().is_terminal() { Source::Terminal } else { Source::Pipe };
         let filter = EscapeFilter::default();
-        Ok(Self { serial: serial.clone(), room, filter, pending: Vec::new(), source, verdict })
+        Ok(Self { typed, filter, source, verdict })
     }
 
     /// Reads what is there.
@@ -82,7 +71,7 @@ impl ConsoleInput {
                 return;
             }
         };
-        match self.filter.filter(&buffer[..count], &mut self.pending) {
+        match self.filter.filter(&buffer[..count], &mut self.typed.waiting) {
             Some(Wish::Quit) => self.verdict.end(Outcome::Quit),
             Some(Wish::Help) => {
                 // A console that is not shown needs no help.
@@ -91,32 +80,13 @@ impl ConsoleInput {
             None => {}
         }
         if self.source == Source::Terminal {
-            self.pending.truncate(PENDING_MAX);
+            self.typed.waiting.truncate(PENDING_MAX);
         }
-    }
-
-    /// Hands on as much as the serial port takes. The port is busy while a processor waits for
-    /// somebody to read its output, and the loop must not wait with it.
-    fn deliver(&mut self) {
-        if self.pending.is_empty() {
-            return;
-        }
-        let taken = match self.serial.try_lock() {
-            Ok(mut serial) => serial.receive(&self.pending),
-            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().receive(&self.pending),
-            Err(TryLockError::WouldBlock) => {
-                std::thread::sleep(BUSY);
-                // A counter that is full is readable already.
-                let _ = self.room.write(1);
-                return;
-            }
-        };
-        self.pending.drain(..taken);
     }
 
     /// Waits for a pipe only while there is room.
     fn adjust(&mut self, ops: &mut EventOps<'_>) {
-        let full = self.pending.len() >= PENDING_MAX;
+        let full = self.typed.waiting.len() >= PENDING_MAX;
         match self.source {
             Source::Pipe if full => {
                 let _ = ops.remove(events());
@@ -143,21 +113,21 @@ impl MutEventSubscriber for ConsoleInput {
         if events.fd() == STDIN {
             self.read();
         } else {
-            let _ = self.room.read();
+            let _ = self.typed.room.read();
         }
-        if self.source == Source::File && self.pending.is_empty() {
+        if self.source == Source::File && self.typed.waiting.is_empty() {
             self.read();
         }
-        self.deliver();
+        self.typed.deliver();
         self.adjust(ops);
     }
 
     fn init(&mut self, ops: &mut EventOps<'_>) {
-        self.verdict.add(ops, Events::new(&self.room, EventSet::IN));
+        self.verdict.add(ops, Events::new(&self.typed.room, EventSet::IN));
         // Regular files and /dev/null cannot be waited for (EPERM), and can always be read.
         if ops.add(events()).is_err() {
             self.source = Source::File;
-            let _ = self.room.write(1);
+            let _ = self.typed.room.write(1);
         }
     }
 }

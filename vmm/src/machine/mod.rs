@@ -28,6 +28,7 @@ pub mod settle;
 mod signals;
 pub mod stats;
 pub mod terminal;
+mod typed;
 pub mod vcpu;
 pub mod wiring;
 

@@ -147,6 +147,11 @@ impl VmSpec {
             // Who may boot VMs may not for that reason write to any file that the agent can.
             return Err("'spec.disk.file': an agent's VMs have no overlays that are kept".into());
         }
+        if let Some(VsockSpec { socket: Some(_), .. }) = &self.vsock {
+            return Err("'spec.vsock.socket': the socket of an agent's VM is in its folder, \
+                        node/vms/NUMBER/vsock/socket below the agent's: leave out the path"
+                .into());
+        }
         self.net.check().map_err(|error| format!("'spec.net': {error}"))?;
         self.limits.check().map_err(|error| format!("'spec.limits': {error}"))?;
         Ok(())
@@ -183,5 +188,18 @@ mod tests {
     fn a_word_that_is_none_of_a_spec_is_refused() {
         let error = serde_json::from_str::<VmSpec>(r#"{"image":"a","cpu":2}"#).unwrap_err();
         assert!(error.to_string().contains("cpu"), "{error}");
+    }
+
+    #[test]
+    fn paths_of_the_host_are_refused_to_who_calls_an_agent() {
+        for (words, field) in [
+            (["--disk", "overlay,file=/etc/passwd"], "spec.disk.file"),
+            (["--vsock", "cid=3,socket=/run/other"], "spec.vsock.socket"),
+        ] {
+            let command =
+                Command::parse_from(["boot", "--image", "debian:12"].into_iter().chain(words));
+            let error = command.spec.check().unwrap_err();
+            assert!(error.contains(field), "{error}");
+        }
     }
 }
