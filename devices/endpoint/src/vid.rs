@@ -18,7 +18,9 @@ pub enum InvalidVid {
     #[error("'{0}' is no identifier: six bytes in hexadecimal are expected, as 0e:12:00:00:00:01")]
     Text(String),
     /// An address that a group or a manufacturer has.
-    #[error("{0} is no identifier: its first byte must be locally administered and of one receiver (x2, x6, xA, xE)")]
+    #[error(
+        "{0} is no identifier: its first byte must be locally administered and of one receiver (x2, x6, xA, xE)"
+    )]
     Reserved(String),
 }
 
