@@ -1,0 +1,120 @@
+//! The objects of a server, and the last write of each session.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use bytes::Bytes;
+
+use crate::range::{Key, Range};
+
+/// Sessions that are remembered; each takes some 100 bytes.
+pub const SESSIONS_MAX: usize = 65_536;
+/// A session that wrote nothing for so long may be forgotten, in milliseconds. Clients give up much sooner,
+/// and the network keeps no message for so long.
+pub const SESSION_IDLE: u64 = 600_000;
+
+/// The last write of a session: a client that makes one request at a time.
+///
+/// A write that arrives again is answered again and not done again: between the two another client may have
+/// written, and that write would be lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// The client's number for itself.
+    pub id: u64,
+    /// Its number for the write.
+    pub seq: u64,
+    /// Whether the object existed before it: the answer.
+    pub existed: bool,
+}
+
+/// Objects with their keys, and sessions.
+#[derive(Debug, Clone, Default)]
+pub struct Objects {
+    objects: BTreeMap<Key, Bytes>,
+    /// With the time of the write, in milliseconds.
+    sessions: BTreeMap<u64, (Session, u64)>,
+    /// When it was last tried to forget sessions.
+    swept: u64,
+}
+
+impl Objects {
+    /// The object of this key.
+    pub fn get(&self, key: &Key) -> Option<&Bytes> {
+        self.objects.get(key)
+    }
+
+    /// Sets or removes an object; whether it existed.
+    pub fn set(&mut self, key: Key, value: Option<Bytes>) -> bool {
+        match value {
+            Some(value) => self.objects.insert(key, value).is_some(),
+            None => self.objects.remove(&key).is_some(),
+        }
+    }
+
+    /// The first key of `range` behind `after`.
+    pub(super) fn next(&self, range: Range, after: Option<&Key>) -> Option<&Key> {
+        let lowest = Key::lowest(range.first());
+        let start = after.map_or(Bound::Included(&lowest), Bound::Excluded);
+        let (key, _) = self.objects.range((start, Bound::Unbounded)).next()?;
+        range.contains(key.id()).then_some(key)
+    }
+
+    /// The last write of a session.
+    pub fn session(&self, id: u64) -> Option<Session> {
+        self.sessions.get(&id).map(|(session, _)| *session)
+    }
+
+    /// All sessions.
+    pub fn sessions(&self) -> impl Iterator<Item = Session> {
+        self.sessions.values().map(|(session, _)| *session)
+    }
+
+    /// Keeps the later write of a session.
+    pub fn remember(&mut self, session: Session, now: u64) {
+        let kept = self.sessions.entry(session.id).or_insert((session, now));
+        if session.seq >= kept.0.seq {
+            *kept = (session, now);
+        }
+    }
+
+    /// Whether a write of session `id` can be remembered.
+    pub(super) fn admits(&mut self, id: u64, now: u64) -> bool {
+        if self.sessions.len() < SESSIONS_MAX || self.sessions.contains_key(&id) {
+            return true;
+        }
+        if now >= self.swept + 1000 {
+            self.swept = now;
+            self.sessions.retain(|_, (_, at)| *at + SESSION_IDLE > now);
+        }
+        self.sessions.len() < SESSIONS_MAX
+    }
+
+    /// Removes and returns what is in `range`.
+    pub fn take(&mut self, range: Range) -> BTreeMap<Key, Bytes> {
+        let mut taken = self.objects.split_off(&Key::lowest(range.first()));
+        if let Some(next) = range.last().checked_add(1) {
+            let mut rest = taken.split_off(&Key::lowest(next));
+            self.objects.append(&mut rest);
+        }
+        taken
+    }
+
+    /// Adds what was received of a range of which there is nothing here.
+    pub fn adopt(&mut self, mut other: Self, now: u64) {
+        for session in other.sessions() {
+            self.remember(session, now);
+        }
+        self.objects.append(&mut other.objects);
+    }
+
+    /// How many objects there are in `range`, and the bytes of their values.
+    pub fn size(&self, range: Range) -> (u64, u64) {
+        let mine = self.objects.range(Key::lowest(range.first())..).take_while(|(key, _)| range.contains(key.id()));
+        mine.fold((0, 0), |(count, bytes), (_, value)| (count + 1, bytes + value.len() as u64))
+    }
+
+    /// All objects.
+    pub fn iter(&self) -> impl Iterator<Item = (&Key, &Bytes)> {
+        self.objects.iter()
+    }
+}

@@ -1,0 +1,236 @@
+//! The receiving side of a transfer.
+
+use bytes::Bytes;
+
+use super::{Action, Chunk, Held, Kind, Node, Objects, Record, Session, Step, TRANSFERS_MAX};
+use crate::TransferId;
+use crate::range::{Key, Range};
+use crate::routes::{Ask, Reply};
+
+/// How far it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Receiving,
+    /// All is recorded; only the routes know whose it is.
+    Ready,
+}
+
+/// A range that arrives.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) kind: Kind,
+    pub(super) range: Range,
+    /// The range's epoch at the source.
+    epoch: u64,
+    phase: Phase,
+    round: u32,
+    received: u64,
+    applied: u64,
+    staged: Objects,
+    /// What a mirror received, but cannot use yet.
+    partial: Vec<(Vec<(Key, Option<Bytes>)>, Vec<Session>)>,
+    /// Requests that arrived before the commit.
+    pub(super) held: Held,
+    /// It was a mirror, and asked to become the owner.
+    promoting: bool,
+    heard: u64,
+}
+
+impl Target {
+    fn new(kind: Kind, range: Range, epoch: u64, heard: u64) -> Self {
+        Self {
+            kind,
+            range,
+            epoch,
+            phase: Phase::Receiving,
+            round: 0,
+            received: 0,
+            applied: 0,
+            staged: Objects::default(),
+            partial: Vec::new(),
+            held: Held::default(),
+            promoting: false,
+            heard,
+        }
+    }
+
+    /// One that was ready in an earlier life.
+    pub(super) fn prepared(range: Range, epoch: u64, staged: Objects) -> Self {
+        Self { phase: Phase::Ready, staged, ..Self::new(Kind::Move, range, epoch, 0) }
+    }
+
+    /// Takes a chunk; whether it was the next one.
+    fn take(&mut self, chunk: &Chunk, now: u64) -> bool {
+        if chunk.round > self.round && chunk.number == 0 {
+            self.round = chunk.round;
+            (self.received, self.applied) = (0, 0);
+            // What it held is sent anew.
+            self.partial.clear();
+        }
+        if chunk.round != self.round || chunk.number != self.received || self.phase != Phase::Receiving {
+            return false;
+        }
+        self.received += 1;
+        let inside = chunk.objects.iter().filter(|(key, _)| self.range.contains(key.id()));
+        self.partial.push((inside.cloned().collect(), chunk.sessions.clone()));
+        // A mirror may become the owner at any moment, so its copy must be one of one moment. What is moved
+        // is used when it is complete.
+        if chunk.whole || self.kind == Kind::Move {
+            self.applied = self.received;
+            for (objects, sessions) in self.partial.drain(..) {
+                for (key, value) in objects {
+                    self.staged.set(key, value);
+                }
+                for session in sessions {
+                    self.staged.remember(session, now);
+                }
+            }
+        }
+        true
+    }
+}
+
+impl Node {
+    /// A mirror becomes the owner: its home is dead, and its lease has ended.
+    ///
+    /// # Errors
+    /// When no copy of `range` is here.
+    pub fn promote(&mut self, range: Range) -> Result<TransferId, super::StartError> {
+        let found = self.targets.iter_mut().find(|(_, it)| it.kind == Kind::Mirror && it.range == range);
+        let Some((&transfer, target)) = found else { return Err(super::StartError::NoMirror(range)) };
+        target.phase = Phase::Ready;
+        target.kind = Kind::Move;
+        target.promoting = true;
+        target.partial.clear();
+        let epoch = target.epoch;
+        let objects = target.staged.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
+        let sessions = target.staged.sessions().collect();
+        self.record(Record::Stage(transfer, objects, sessions));
+        self.record(Record::Prepared { transfer, range, epoch });
+        let (from, to) = (transfer.source, self.me);
+        self.actions.push(Action::Ask(Ask::Promote { transfer, range, from, to }));
+        Ok(transfer)
+    }
+
+    pub(super) fn target_step(&mut self, id: TransferId, step: Step) {
+        let now = self.now;
+        let from = id.source;
+        if let Some(target) = self.targets.get_mut(&id) {
+            target.heard = now;
+        }
+        match (step, self.targets.get_mut(&id)) {
+            (Step::Begin { .. }, Some(_)) => self.tell(from, id, Step::Begun),
+            (Step::Begin { kind, range, epoch }, None) => {
+                // An earlier mirror of the same home is out of date.
+                self.targets.retain(|old, target| {
+                    kind == Kind::Move
+                        || target.kind == Kind::Move
+                        || old.source != from
+                        || !target.range.overlaps(range)
+                });
+                // A range that is ours, or about to be, does not come from elsewhere.
+                let overlaps = self.owned.iter().any(|(own, _)| own.overlaps(range))
+                    || self.sources.values().any(|source| source.range().overlaps(range))
+                    || self.targets.values().any(|target| {
+                        (target.kind == Kind::Move || kind == Kind::Mirror) && target.range.overlaps(range)
+                    });
+                if overlaps || self.targets.len() >= TRANSFERS_MAX {
+                    return self.tell(from, id, Step::Refuse);
+                }
+                self.targets.insert(id, Target::new(kind, range, epoch, now));
+                self.tell(from, id, Step::Begun);
+            }
+            (Step::Chunk(chunk), Some(target)) => {
+                let taken = target.take(&chunk, now);
+                let Target { round, received, applied, .. } = *target;
+                if taken && target.kind == Kind::Move {
+                    self.record(Record::Stage(id, chunk.objects, chunk.sessions));
+                }
+                self.tell(from, id, Step::Ack { round, received, applied });
+            }
+            (Step::Finish, Some(target)) if target.kind == Kind::Move => {
+                let (range, epoch) = (target.range, target.epoch);
+                if target.phase == Phase::Receiving {
+                    target.phase = Phase::Ready;
+                    self.record(Record::Prepared { transfer: id, range, epoch });
+                }
+                self.tell(from, id, Step::Ready);
+            }
+            // Only the routes say whose it is: a message may be old, or a lie.
+            (Step::Committed | Step::Abort, Some(target)) if target.phase == Phase::Ready => {
+                let range = target.range;
+                self.actions.push(Action::Ask(Ask::Lookup { transfer: id, range }));
+            }
+            (Step::Abort, Some(_)) => self.forget(id),
+            // It was adopted before, or came to nothing: either way there is nothing to wait for.
+            (Step::Committed, None) => self.tell(from, id, Step::Adopted),
+            (Step::Chunk(_) | Step::Finish, None) => self.tell(from, id, Step::Refuse),
+            _ => {}
+        }
+    }
+
+    pub(super) fn target_routed(&mut self, ask: &Ask, reply: Reply) {
+        let id = ask.transfer();
+        let Some(target) = self.targets.get(&id) else { return };
+        match (ask, reply) {
+            (_, Reply::Unknown) => {}
+            (Ask::Lookup { .. }, Reply::Is { home, .. }) if target.phase == Phase::Receiving => {
+                if target.kind == Kind::Mirror && home != Some(id.source) {
+                    self.forget(id);
+                }
+            }
+            (Ask::Promote { .. }, Reply::Done(epoch)) => self.adopt(id, Some(epoch)),
+            (_, Reply::Is { home, epoch }) if home == Some(self.me) => self.adopt(id, Some(epoch)),
+            // As it was when the transfer began: the commit may still come, but a promotion was refused.
+            (Ask::Lookup { .. }, Reply::Is { home, epoch }) if home == Some(id.source) && epoch <= target.epoch => {}
+            (Ask::Lookup { .. } | Ask::Promote { .. }, Reply::Is { .. }) => self.forget(id),
+            _ => {}
+        }
+    }
+
+    pub(super) fn target_tick(&mut self, id: TransferId) {
+        let (now, silence) = (self.now, self.limits.silence);
+        let Some(target) = self.targets.get_mut(&id).filter(|target| now >= target.heard + silence) else { return };
+        match (target.phase, target.kind) {
+            (Phase::Receiving, Kind::Move) => self.forget(id),
+            // A home that is silent is what a mirror is for, as long as it is the home.
+            (Phase::Ready, _) | (Phase::Receiving, Kind::Mirror) => {
+                target.heard = now;
+                let range = target.range;
+                self.actions.push(Action::Ask(if target.promoting {
+                    Ask::Promote { transfer: id, range, from: id.source, to: self.me }
+                } else {
+                    Ask::Lookup { transfer: id, range }
+                }));
+            }
+        }
+    }
+
+    /// The range is ours; with the epoch that the routes have, or the one that it was fenced with.
+    pub(super) fn adopt(&mut self, id: TransferId, epoch: Option<u64>) {
+        let Some(target) = self.targets.remove(&id) else { return };
+        if let Some(epoch) = epoch {
+            self.own(target.range, epoch);
+        }
+        self.targets.retain(|_, other| other.kind == Kind::Move || !other.range.overlaps(target.range));
+        // Nothing of it can be here, but what an old life left.
+        self.objects.take(target.range);
+        self.objects.adopt(target.staged, self.now);
+        self.record(Record::Adopt(id, target.range));
+        self.tell(id.source, id, Step::Adopted);
+        for (origin, request) in target.held.requests {
+            self.request(origin, request);
+        }
+    }
+
+    /// It comes to nothing: what was held is the source's.
+    fn forget(&mut self, id: TransferId) {
+        let Some(target) = self.targets.remove(&id) else { return };
+        if target.kind == Kind::Move {
+            self.record(Record::Drop(id));
+        }
+        for (origin, request) in target.held.requests {
+            self.forward(id.source, origin, request);
+        }
+    }
+}
