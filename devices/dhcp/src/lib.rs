@@ -11,7 +11,7 @@ pub mod journal;
 pub mod mac;
 pub mod mirror;
 pub mod record;
-
+pub mod serve;
 pub mod settings;
 pub mod table;
 pub mod wire;
