@@ -5,9 +5,10 @@
 //! the old one had since, and the continuation sees that no byte is sent twice.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{IpAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use continuation::mover::{self, Arrived, Left, Route, Times};
@@ -32,6 +33,8 @@ pub type Connect = Box<dyn FnMut() -> io::Result<UnixStream> + Send>;
 pub enum Order {
     /// A client has come.
     Accept(TcpStream),
+    /// Whether there is a client of this host.
+    IsClient(IpAddr, Sender<bool>),
     /// Connections have come from another server.
     Arrive(Vec<Arrived>),
     /// All connections are to go; whoever is told hears how long the steps took, or why they did not.
@@ -112,6 +115,7 @@ pub struct Server {
     privilege: Arc<dyn Privilege>,
     orders: Receiver<Order>,
     wake: UnixStream,
+    served: Arc<AtomicU64>,
 }
 
 impl Server {
@@ -119,7 +123,14 @@ impl Server {
         let (sender, orders) = channel();
         let (wake, wakes) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
-        Ok((Self { sessions: Vec::new(), privilege, orders, wake }, Handle(sender, wakes)))
+        let served = Arc::default();
+        let this = Self { sessions: Vec::new(), privilege, orders, wake, served };
+        Ok((this, Handle(sender, wakes)))
+    }
+
+    /// Bytes that were served, as it counts on.
+    pub fn served(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.served)
     }
 
     /// Serves until nobody can tell it anything any more.
@@ -146,8 +157,10 @@ impl Server {
                 }
             }
             let mut ready = ready.into_iter().skip(1);
+            let served = &self.served;
             self.sessions.retain_mut(|session| {
-                !ready.next().unwrap_or_default()
+                let before = session.connection.bytes_read();
+                let stays = !ready.next().unwrap_or_default()
                     || match session.work() {
                         Ok(more) => more,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,
@@ -155,7 +168,10 @@ impl Server {
                             eprintln!("a client is left: {error}");
                             false
                         }
-                    }
+                    };
+                let done = session.connection.bytes_read() - before;
+                served.fetch_add(done, Ordering::Relaxed);
+                stays
             });
             while let Ok(order) = self.orders.try_recv() {
                 self.obey(order);
@@ -169,6 +185,12 @@ impl Server {
         };
         match order {
             Order::Accept(stream) => self.sessions.extend(welcome(Session::accept(stream))),
+            Order::IsClient(ip, reply) => {
+                let peers = self.sessions.iter().filter_map(|session| {
+                    Some(session.connection.stream().peer_addr().ok()?.ip().to_canonical())
+                });
+                let _ = reply.send({ peers }.any(|peer| peer == ip.to_canonical()));
+            }
             Order::Arrive(all) => {
                 self.sessions
                     .extend(all.into_iter().filter_map(|one| welcome(Session::arrive(one))));

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use super::MoverError;
@@ -84,7 +85,8 @@ impl Destination {
     }
 
     /// Does what a source asks, until it closes the stream; hands over connections that go on here. What waits
-    /// for its decision when a stream breaks, waits on.
+    /// for its decision when a stream breaks, waits on, and this with it: it returns when that was taken, over
+    /// another stream, or has been given up.
     ///
     /// # Errors
     /// The stream's, or a source that does not keep to the protocol.
@@ -92,6 +94,24 @@ impl Destination {
         &self,
         channel: &mut C,
         arrive: &mut dyn FnMut(Vec<Arrived>),
+    ) -> Result<(), MoverError> {
+        let mut offered = Vec::new();
+        let result = self.talk(channel, arrive, &mut offered);
+        let ready = |moves: &HashMap<Id, (Move, Instant)>, id: &Id| {
+            moves.get(id).is_some_and(|(what, _)| matches!(what, Move::Ready(_)))
+        };
+        // A silent connection of which nobody knows is not to stay.
+        while offered.iter().any(|id| ready(&self.lock(), id)) {
+            thread::sleep(self.limits.patience / 20);
+        }
+        result
+    }
+
+    fn talk<C: Read + Write + ?Sized>(
+        &self,
+        channel: &mut C,
+        arrive: &mut dyn FnMut(Vec<Arrived>),
+        offered: &mut Vec<Id>,
     ) -> Result<(), MoverError> {
         loop {
             let message = match Message::receive(channel, MOST_BYTES) {
@@ -102,7 +122,13 @@ impl Destination {
                 Err(error) => return Err(error),
             };
             let answer = match message {
-                Message::Offer(id, count) => self.offered(id, count, channel)?,
+                Message::Offer(id, count) => {
+                    offered.push(id);
+                    let answer = self.offered(id, count, channel)?;
+                    let moves = self.lock();
+                    offered.retain(|id| moves.contains_key(id));
+                    answer
+                }
                 Message::Commit(id) => self.commit(id, arrive),
                 Message::Abort(id) => self.abort(id),
                 other => return Err(MoverError::Unexpected(format!("{:?}", other.id()))),
@@ -111,12 +137,7 @@ impl Destination {
         }
     }
 
-    /// Gives up moves whose decision did not come in time. Each move does so as well; call it where none may
-    /// come for long.
-    pub fn expire(&self) {
-        drop(self.lock());
-    }
-
+    /// The moves, without those whose decision did not come in time.
     fn lock(&self) -> MutexGuard<'_, HashMap<Id, (Move, Instant)>> {
         let mut moves = self.moves.lock().unwrap_or_else(PoisonError::into_inner);
         // What is done is remembered as long again as a source may ask.

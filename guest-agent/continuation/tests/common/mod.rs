@@ -3,6 +3,7 @@
 
 pub mod clients;
 pub mod network;
+pub mod single;
 pub mod switch;
 
 #[path = "../../examples/stream-server/server.rs"]

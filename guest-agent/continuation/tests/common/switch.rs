@@ -105,6 +105,10 @@ impl Switch {
         let mut buffer = vec![0; 70_000];
         let mut table = self.table.lock().unwrap();
         if table.hold.is_some_and(|until| Instant::now() > until) {
+            // Its owner is gone: the endpoint is where it was led to last.
+            let home = table.home;
+            table.muted[home] = false;
+            table.muted[1 - home] = true;
             self.hand_on(&mut table);
         }
         for (from, fd) in fds.into_iter().enumerate() {
@@ -194,17 +198,23 @@ pub struct TestRoute {
     switch: Arc<Switch>,
     from: usize,
     to: usize,
+    patience: Duration,
 }
 
 impl TestRoute {
     pub fn new(lab: &Lab, from: usize, to: usize) -> Self {
-        Self { switch: Arc::clone(&lab.switch), from, to }
+        Self { switch: Arc::clone(&lab.switch), from, to, patience: HOLD }
+    }
+
+    /// The hold ends by itself after this.
+    pub fn with_patience(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 }
 
 impl Route for TestRoute {
     fn hold(&mut self) -> io::Result<()> {
-        self.switch.table.lock().unwrap().hold = Some(Instant::now() + HOLD);
+        self.switch.table.lock().unwrap().hold = Some(Instant::now() + self.patience);
         Ok(())
     }
 
