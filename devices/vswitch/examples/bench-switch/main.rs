@@ -1,0 +1,2 @@
+//! Measures switches.
+fn main() {}

@@ -1,0 +1,12 @@
+//! Switches, natively: one suite that every backend passes, a model, and moves under load in network
+//! namespaces.
+#![allow(clippy::unwrap_used)]
+
+mod conformance;
+mod load;
+
+mod model;
+#[cfg(feature = "ovs")]
+mod ovs;
+mod rig;
+mod vxlan;
