@@ -3,6 +3,9 @@
 //! A client is its interface's address: what it says of itself otherwise (option 61) is not asked, so that a boot
 //! loader and the system that it starts are one client, and nobody has two addresses.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::Ipv4Addr;

@@ -299,7 +299,12 @@ mod tests {
         });
         let know = (0..8_u8, 0..8_u8).prop_map(|(a, c)| {
             let (mac, address) = (mac(c), address(a));
-            Change::Know(Record { mac, address, name: None, told: Default::default() })
+            Change::Know(Record {
+                mac,
+                address,
+                name: None,
+                told: crate::settings::Told::default(),
+            })
         });
         prop_oneof![
             4 => lease,

@@ -175,7 +175,7 @@ impl Session {
     ///
     /// # Errors
     /// The stream is to be given up.
-    pub fn next(&mut self) -> Result<Option<Heard>, SessionError> {
+    pub fn hear(&mut self) -> Result<Option<Heard>, SessionError> {
         if self.keys.is_none() && !self.greet()? {
             return Ok(None);
         }
@@ -271,7 +271,7 @@ mod tests {
         let mut heard = Vec::new();
         for piece in bytes.chunks(7) {
             to.receive(piece);
-            while let Some(next) = to.next()? {
+            while let Some(next) = to.hear()? {
                 heard.push(next);
             }
         }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(refused(session(1, "secret", |_| {})), SessionError::Self_);
         let mut a = session(1, "secret", |_| {});
         a.receive(b"GET / HTTP");
-        assert_eq!(a.next(), Err(SessionError::Protocol));
+        assert_eq!(a.hear(), Err(SessionError::Protocol));
     }
 
     #[test]
@@ -315,9 +315,9 @@ mod tests {
         a.send(Message::Beat { epoch: 1, sent: 2 });
         let bytes = a.outbox().clone();
         b.receive(&bytes);
-        assert!(b.next().unwrap().is_some());
+        assert!(b.hear().unwrap().is_some());
         b.receive(&bytes);
-        assert_eq!(b.next(), Err(SessionError::Secret));
+        assert_eq!(b.hear(), Err(SessionError::Secret));
     }
 
     proptest! {
@@ -327,7 +327,7 @@ mod tests {
         ) {
             let mut session = if greeted { pair().0 } else { session(1, "secret", |_| {}) };
             session.receive(&bytes);
-            while let Ok(Some(heard)) = session.next() {
+            while let Ok(Some(heard)) = session.hear() {
                 prop_assert!(false, "{heard:?} without the secret");
             }
         }

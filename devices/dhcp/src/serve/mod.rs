@@ -152,6 +152,16 @@ struct Waiting {
     reply: Option<Reply>,
 }
 
+/// What has come.
+struct Ready {
+    /// Of which streams to other servers.
+    streams: Vec<(u64, PollFlags)>,
+    /// Whether there are requests.
+    frames: bool,
+    /// Whether somebody asks what there is.
+    asks: bool,
+}
+
 /// A server.
 pub struct Server {
     options: Options,
@@ -267,10 +277,10 @@ impl Server {
     }
 
     fn turn(&mut self) -> Result<(), ServeError> {
-        let (ready, frames, asks) = self.wait()?;
+        let Ready { streams, frames, asks } = self.wait()?;
         let now = now();
         let group = self.replica.group();
-        for (number, flags) in ready {
+        for (number, flags) in streams {
             let events = self.peers.ready(number, flags, group, now);
             self.hear(events, now);
         }
@@ -294,8 +304,8 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until something has come: of which streams, whether requests, whether somebody asks.
-    fn wait(&mut self) -> Result<(Vec<(u64, PollFlags)>, bool, bool), ServeError> {
+    /// Waits until something has come.
+    fn wait(&mut self) -> Result<Ready, ServeError> {
         let streams = self.peers.polled();
         let numbers: Vec<_> = streams.iter().map(|(number, ..)| *number).collect();
         let mut polled = vec![
@@ -316,7 +326,7 @@ impl Server {
         let mut next = || flags.next().is_some_and(|flags| !flags.is_empty());
         let (frames, asks) = (next(), next());
         let ready = numbers.into_iter().zip(flags).filter(|(_, flags)| !flags.is_empty());
-        Ok((ready.collect(), frames, asks))
+        Ok(Ready { streams: ready.collect(), frames, asks })
     }
 
     fn hear(&mut self, events: Vec<PeerEvent>, now: Millis) {

@@ -165,8 +165,7 @@ fn address(socket: &OwnedFd) -> io::Result<[u8; 6]> {
     if link.sll_hatype != libc::ARPHRD_ETHER || link.sll_halen != 6 {
         return Err(io::Error::other("it is no Ethernet interface"));
     }
-    let [a, b, c, d, e, f, ..] = link.sll_addr;
-    Ok([a, b, c, d, e, f])
+    link.sll_addr.first_chunk().copied().ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 fn empty() -> libc::sockaddr_ll {

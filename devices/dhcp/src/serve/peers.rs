@@ -143,7 +143,7 @@ impl Peers {
             Ok(()) => {
                 self.streams.insert(number, stream);
             }
-            Err(reason) => self.lose(stream, &reason, now, &mut events),
+            Err(reason) => self.lose(&stream, &reason, now, &mut events),
         }
         events
     }
@@ -166,7 +166,7 @@ impl Peers {
             turn += length;
             stream.heard = now;
             stream.session.receive(self.buffer.get(..length).unwrap_or_default());
-            while let Some(heard) = stream.session.next().map_err(|error| error.to_string())? {
+            while let Some(heard) = stream.session.hear().map_err(|error| error.to_string())? {
                 match (heard, stream.node) {
                     (Heard::Peer(node), _) => self.meet(stream, node, events)?,
                     (Heard::Message(message), Some(node)) => {
@@ -208,7 +208,7 @@ impl Peers {
         Ok(())
     }
 
-    fn lose(&mut self, stream: Stream, reason: &str, now: Millis, events: &mut Vec<PeerEvent>) {
+    fn lose(&mut self, stream: &Stream, reason: &str, now: Millis, events: &mut Vec<PeerEvent>) {
         if let Some(node) = stream.node {
             log::info!("server {node:016x} is gone: {reason}");
             events.push(PeerEvent::Down(node));
@@ -261,7 +261,7 @@ impl Peers {
             .collect();
         for number in silent {
             if let Some(stream) = self.streams.remove(&number) {
-                self.lose(stream, "nothing is heard of it", now, &mut events);
+                self.lose(&stream, "nothing is heard of it", now, &mut events);
             }
         }
         for number in 0..self.dials.len() {
@@ -302,7 +302,7 @@ impl Peers {
             if let Err(reason) = write(stream)
                 && let Some(stream) = self.streams.remove(&number)
             {
-                self.lose(stream, &reason, now, &mut events);
+                self.lose(&stream, &reason, now, &mut events);
             }
         }
         events
