@@ -56,7 +56,8 @@ impl Journal {
             Err(error) => return Err(failed(error)),
         };
         let new = path.with_extension("new");
-        let mut journal = Self { path: path.to_owned(), file: File::create(&new).map_err(failed)?, sync };
+        let mut journal =
+            Self { path: path.to_owned(), file: File::create(&new).map_err(failed)?, sync };
         journal.write_all(&recovered).map_err(failed)?;
         journal.file.sync_data().map_err(failed)?;
         fs::rename(&new, path).map_err(failed)?;
@@ -81,7 +82,11 @@ impl Journal {
         let stages = |id: TransferId, objects: &Objects, journal: &mut Self| -> io::Result<()> {
             journal.append(&Record::Stage(id, Vec::new(), objects.sessions().collect()))?;
             for (key, value) in objects.iter() {
-                journal.append(&Record::Stage(id, vec![(key.clone(), Some(value.clone()))], Vec::new()))?;
+                journal.append(&Record::Stage(
+                    id,
+                    vec![(key.clone(), Some(value.clone()))],
+                    Vec::new(),
+                ))?;
             }
             Ok(())
         };
@@ -96,14 +101,19 @@ impl Journal {
 
     fn append(&mut self, record: &Record) -> io::Result<()> {
         let none = TransferId { source: crate::Peer(0), life: 0, number: 0 };
-        let chunk = |objects, sessions| Step::Chunk(Chunk { objects, sessions, ..Chunk::default() });
+        let chunk =
+            |objects, sessions| Step::Chunk(Chunk { objects, sessions, ..Chunk::default() });
         let begin = |range, epoch| Step::Begin { kind: Kind::Move, range, epoch };
         let (kind, id, step) = match record {
             Record::Write(key, value, session) => {
                 (WRITE, none, chunk(vec![(key.clone(), value.clone())], vec![*session]))
             }
-            Record::Stage(id, objects, sessions) => (STAGE, *id, chunk(objects.clone(), sessions.clone())),
-            Record::Prepared { transfer, range, epoch } => (PREPARED, *transfer, begin(*range, *epoch)),
+            Record::Stage(id, objects, sessions) => {
+                (STAGE, *id, chunk(objects.clone(), sessions.clone()))
+            }
+            Record::Prepared { transfer, range, epoch } => {
+                (PREPARED, *transfer, begin(*range, *epoch))
+            }
             Record::Adopt(id, range) => (ADOPT, *id, begin(*range, 0)),
             Record::Drop(id) => (DROP, *id, Step::Abort),
             Record::Discard(range) => (DISCARD, none, begin(*range, 0)),
@@ -235,16 +245,26 @@ mod tests {
             ends.push(fs::metadata(&path).unwrap().len());
         }
         let whole = fs::read(&path).unwrap();
-        for length in (0..whole.len()).filter(|at| at % 97 == 0 || ends.contains(&(*at as u64))).chain([whole.len()]) {
+        for length in (0..whole.len())
+            .filter(|at| at % 97 == 0 || ends.contains(&(*at as u64)))
+            .chain([whole.len()])
+        {
             let count = ends.iter().skip(1).filter(|end| **end <= length as u64).count();
             let copy = folder.path().join("copy");
             fs::write(&copy, &whole[..length]).unwrap();
             let recovered = Journal::open(&copy, false).unwrap().1;
             let again = Journal::open(&copy, false).unwrap().1;
             for recovered in [recovered, again] {
-                assert_eq!(recovered.objects.get(&Key::of(b"a")).is_some(), (1..3).contains(&count), "{length}");
+                assert_eq!(
+                    recovered.objects.get(&Key::of(b"a")).is_some(),
+                    (1..3).contains(&count),
+                    "{length}"
+                );
                 assert_eq!(recovered.objects.get(&Key::of(b"b")).is_some(), count >= 2);
-                assert_eq!(recovered.objects.session(9).map_or(0, |it| it.seq), count.min(3) as u64);
+                assert_eq!(
+                    recovered.objects.session(9).map_or(0, |it| it.seq),
+                    count.min(3) as u64
+                );
                 assert_eq!(recovered.prepared.len(), usize::from(count == 5));
             }
         }
@@ -254,6 +274,9 @@ mod tests {
         changed[at] ^= 1;
         fs::write(&path, changed).unwrap();
         let recovered = Journal::open(&path, false).unwrap().1;
-        assert!(recovered.objects.get(&Key::of(b"a")).is_some() && recovered.objects.get(&Key::of(b"b")).is_none());
+        assert!(
+            recovered.objects.get(&Key::of(b"a")).is_some()
+                && recovered.objects.get(&Key::of(b"b")).is_none()
+        );
     }
 }

@@ -6,13 +6,13 @@
 //! when to split and merge, and nothing else does.
 #![forbid(unsafe_code)]
 
-// pub mod client;
+pub mod client;
 pub mod journal;
 pub mod node;
 pub mod policy;
 pub mod range;
 pub mod routes;
-// pub mod server;
+pub mod server;
 pub mod wire;
 
 use std::fmt;

@@ -80,7 +80,9 @@ impl Balancer {
         let decision = match busiest {
             Some((peer, _)) if rates.len() < servers_max => Some(Decision::Split(*peer)),
             _ => rates.windows(2).find_map(|pair| match pair {
-                [(one, _), (other, _)] if watch(one).below >= windows && watch(other).below >= windows => {
+                [(one, _), (other, _)]
+                    if watch(one).below >= windows && watch(other).below >= windows =>
+                {
                     Some(Decision::Merge(*one, *other))
                 }
                 _ => None,
@@ -124,16 +126,19 @@ mod tests {
                 decisions.push(decision);
                 match decision {
                     Decision::Split(peer) => {
-                        let at = self.parts.iter().position(|(other, _)| *other == peer).expect("there");
+                        let at =
+                            self.parts.iter().position(|(other, _)| *other == peer).expect("there");
                         self.parts[at].1 /= 2.0;
                         let half = self.parts[at].1;
                         self.parts.insert(at + 1, (Peer(self.next), half));
                         self.next += 1;
                     }
                     Decision::Merge(one, other) => {
-                        let at = self.parts.iter().position(|(peer, _)| *peer == other).expect("there");
+                        let at =
+                            self.parts.iter().position(|(peer, _)| *peer == other).expect("there");
                         let (_, share) = self.parts.remove(at);
-                        self.parts.iter_mut().find(|(peer, _)| *peer == one).expect("there").1 += share;
+                        self.parts.iter_mut().find(|(peer, _)| *peer == one).expect("there").1 +=
+                            share;
                     }
                 }
             }
@@ -145,12 +150,16 @@ mod tests {
     fn the_curve_of_figure_1_takes_at_most_two_actions_a_step() {
         let mut fleet = Fleet::new();
         // S0 alone; then above phi; then S1 above it as well; then below; then hardly anything.
-        let steps = [(60.0, 1), (150.0, 2), (250.0, 4), (300.0, 4), (150.0, 4), (60.0, 2), (20.0, 1)];
+        let steps =
+            [(60.0, 1), (150.0, 2), (250.0, 4), (300.0, 4), (150.0, 4), (60.0, 2), (20.0, 1)];
         for (load, servers) in steps {
             let decisions = fleet.load(40, |_| load);
             assert!(decisions.len() <= 2, "{load}: {decisions:?}");
             let splits = decisions.iter().filter(|it| matches!(it, Decision::Split(_))).count();
-            assert!(splits == 0 || splits == decisions.len(), "{load} goes to and fro: {decisions:?}");
+            assert!(
+                splits == 0 || splits == decisions.len(),
+                "{load} goes to and fro: {decisions:?}"
+            );
             assert!(fleet.load(100, |_| load).is_empty(), "{load} does not come to rest");
             assert_eq!(fleet.parts.len(), servers, "{load}");
         }

@@ -54,7 +54,9 @@ pub enum Frame {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The stream begins with something else.
-    #[error("the stream does not begin with this protocol in this version: both ends must be of one release")]
+    #[error(
+        "the stream does not begin with this protocol in this version: both ends must be of one release"
+    )]
     Protocol,
     /// No such kind.
     #[error("{0:#x} is no kind of {1}: both ends must be of one release")]
@@ -445,7 +447,8 @@ impl Reader {
             }
             4 => {
                 let round = self.u32("an acknowledgement")?;
-                let (received, applied) = (self.u64("an acknowledgement")?, self.u64("an acknowledgement")?);
+                let (received, applied) =
+                    (self.u64("an acknowledgement")?, self.u64("an acknowledgement")?);
                 Step::Ack { round, received, applied }
             }
             5 => Step::Finish,
@@ -477,7 +480,12 @@ mod tests {
 
     fn request() -> impl Strategy<Value = Request> {
         let op = prop_oneof![Just(Op::Get), value().prop_map(Op::Put), Just(Op::Delete)];
-        (any::<u64>(), any::<u64>(), key(), op).prop_map(|(session, seq, key, op)| Request { session, seq, key, op })
+        (any::<u64>(), any::<u64>(), key(), op).prop_map(|(session, seq, key, op)| Request {
+            session,
+            seq,
+            key,
+            op,
+        })
     }
 
     fn outcome() -> impl Strategy<Value = Outcome> {
@@ -495,11 +503,13 @@ mod tests {
             .prop_map(|(id, seq, existed)| Session { id, seq, existed });
         let objects = vec((key(), proptest::option::of(value())), 0..5);
         prop_oneof![
-            (any::<bool>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(|(mirror, a, b, epoch)| Step::Begin {
-                kind: if mirror { Kind::Mirror } else { Kind::Move },
-                range: Range::new(a.min(b), a.max(b)).unwrap(),
-                epoch,
-            }),
+            (any::<bool>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+                |(mirror, a, b, epoch)| Step::Begin {
+                    kind: if mirror { Kind::Mirror } else { Kind::Move },
+                    range: Range::new(a.min(b), a.max(b)).unwrap(),
+                    epoch,
+                }
+            ),
             (any::<u32>(), any::<u64>(), objects, vec(session, 0..5), any::<bool>()).prop_map(
                 |(round, number, objects, sessions, whole)| {
                     Step::Chunk(Chunk { round, number, objects, sessions, whole })
@@ -508,7 +518,13 @@ mod tests {
             (any::<u32>(), any::<u64>(), any::<u64>())
                 .prop_map(|(round, received, applied)| Step::Ack { round, received, applied }),
             proptest::sample::select(vec![
-                Step::Begun, Step::Refuse, Step::Finish, Step::Ready, Step::Committed, Step::Adopted, Step::Abort,
+                Step::Begun,
+                Step::Refuse,
+                Step::Finish,
+                Step::Ready,
+                Step::Committed,
+                Step::Adopted,
+                Step::Abort,
             ]),
         ]
     }
@@ -522,14 +538,19 @@ mod tests {
             (proptest::option::of(any::<u32>().prop_map(Peer)), any::<[u8; 16]>())
                 .prop_map(|(peer, secret)| Frame::Hello { peer, secret }),
             request().prop_map(Frame::Request),
-            (any::<u64>(), any::<u64>(), outcome(), "[a-z0-9:]{0,20}").prop_map(|(session, seq, outcome, address)| {
-                Frame::Answer { session, seq, outcome, address }
-            }),
+            (any::<u64>(), any::<u64>(), outcome(), "[a-z0-9:]{0,20}").prop_map(
+                |(session, seq, outcome, address)| {
+                    Frame::Answer { session, seq, outcome, address }
+                }
+            ),
             (transfer, step()).prop_map(|(id, step)| Frame::Peer(Message::Transfer(id, step))),
-            (origin.clone(), request()).prop_map(|(origin, request)| Frame::Peer(Message::Forward(origin, request))),
-            (origin, any::<u64>(), any::<u64>(), outcome()).prop_map(|(origin, session, seq, outcome)| {
-                Frame::Peer(Message::Answer { origin, session, seq, outcome })
-            }),
+            (origin.clone(), request())
+                .prop_map(|(origin, request)| Frame::Peer(Message::Forward(origin, request))),
+            (origin, any::<u64>(), any::<u64>(), outcome()).prop_map(
+                |(origin, session, seq, outcome)| {
+                    Frame::Peer(Message::Answer { origin, session, seq, outcome })
+                }
+            ),
             value().prop_map(Frame::Command),
         ]
     }

@@ -14,7 +14,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use elastic::node::{Action, Kind, Limits, Message, Node, Objects, Op, Origin, Outcome, Record, Recovered, Request};
+use elastic::node::{
+    Action, Kind, Limits, Message, Node, Objects, Op, Origin, Outcome, Record, Recovered, Request,
+};
 use elastic::range::{Key, Range};
 use elastic::routes::{Ask, Reply, Table};
 use elastic::{Peer, TransferId};
@@ -164,8 +166,10 @@ impl World {
         let (life, owned) = self.table.fence_all(peer);
         self.lives[number] = life;
         // Small chunks and windows, so that there are many.
-        let limits = Limits { repeat: 5, patience: 60, freeze: 40, silence: 50, chunk: 40, window: 2 };
-        self.nodes[number] = Some(Node::new(peer, life, owned, recover(&self.disks[number]), limits));
+        let limits =
+            Limits { repeat: 5, patience: 60, freeze: 40, silence: 50, chunk: 40, window: 2 };
+        self.nodes[number] =
+            Some(Node::new(peer, life, owned, recover(&self.disks[number]), limits));
         self.act(number);
     }
 
@@ -178,7 +182,9 @@ impl World {
                 break;
             }
             match action {
-                Action::Send(to, message) => self.network.push(Packet::Peer(number, to.0 as usize, message)),
+                Action::Send(to, message) => {
+                    self.network.push(Packet::Peer(number, to.0 as usize, message))
+                }
                 Action::Answer(origin, _, seq, outcome) => {
                     self.network.push(Packet::Answer(origin.connection as usize, seq, outcome));
                 }
@@ -206,7 +212,8 @@ impl World {
             return;
         }
         // Mostly near the front, so that not everything is hopelessly late.
-        let reach = if self.random.chance(80) { self.network.len().min(3) } else { self.network.len() };
+        let reach =
+            if self.random.chance(80) { self.network.len().min(3) } else { self.network.len() };
         let at = if self.faults { self.random.below(reach) } else { 0 };
         let packet = self.network.remove(at);
         if self.faults && self.random.chance(6) {
@@ -216,8 +223,12 @@ impl World {
             self.network.push(packet.copy());
         }
         match packet {
-            Packet::Peer(from, to, message) => self.with(to, |node| node.message(Peer(from as u32), message)),
-            Packet::Request(to, origin, request) => self.with(to, |node| node.request(origin, request)),
+            Packet::Peer(from, to, message) => {
+                self.with(to, |node| node.message(Peer(from as u32), message))
+            }
+            Packet::Request(to, origin, request) => {
+                self.with(to, |node| node.request(origin, request))
+            }
             Packet::Answer(client, seq, outcome) => self.answer(client, seq, outcome),
         }
     }
@@ -237,8 +248,12 @@ impl World {
             (Op::Get, Outcome::Value(value)) => {
                 let version = match value {
                     Some(value) => {
-                        let version = value[..].try_into().map(u64::from_le_bytes).unwrap() as usize;
-                        assert!(version >= floor, "{key}: version {version} was read, {floor} was known");
+                        let version =
+                            value[..].try_into().map(u64::from_le_bytes).unwrap() as usize;
+                        assert!(
+                            version >= floor,
+                            "{key}: version {version} was read, {floor} was known"
+                        );
                         version
                     }
                     None => (floor..history.versions.len())
@@ -249,7 +264,11 @@ impl World {
             }
             (_, Outcome::Done { existed }) => {
                 let version = history.versions.len() - 1;
-                assert_eq!(existed, history.versions[version - 1], "{key}: version {version} was done twice or early");
+                assert_eq!(
+                    existed,
+                    history.versions[version - 1],
+                    "{key}: version {version} was done twice or early"
+                );
                 history.floor = history.floor.max(version);
             }
             (op, outcome) => panic!("{outcome:?} answers {op:?}"),
@@ -262,7 +281,8 @@ impl World {
         let Some((key, op, _)) = it.open.clone() else { return };
         let key = self.keys[key].clone();
         let home = self.table.home(key.id()).unwrap().0.0 as usize;
-        let to = if self.faults && self.random.chance(20) { self.random.below(NODES) } else { home };
+        let to =
+            if self.faults && self.random.chance(20) { self.random.below(NODES) } else { home };
         let origin = Origin { peer: Peer(to as u32), connection: client as u64, hops: 0 };
         let request = Request { session: client as u64, seq: it.seq, key, op };
         self.network.push(Packet::Request(to, origin, request));
@@ -306,12 +326,18 @@ impl World {
                 return; // lost before it was done
             }
             // A lease: a home that lives is not replaced.
-            let alive = matches!(&ask, Ask::Promote { from, .. } if self.nodes[from.0 as usize].is_some());
-            if alive {
-                return;
-            }
-            let reply = self.table.ask(&ask);
-            self.moved += usize::from(matches!((&ask, reply), (Ask::Commit { .. } | Ask::Promote { .. }, Reply::Done(_))));
+            let reply = match &ask {
+                Ask::Promote { transfer, range, from, .. }
+                    if self.nodes[from.0 as usize].is_some() =>
+                {
+                    self.table.ask(&Ask::Lookup { transfer: *transfer, range: *range })
+                }
+                ask => self.table.ask(ask),
+            };
+            self.moved += usize::from(matches!(
+                (&ask, reply),
+                (Ask::Commit { .. } | Ask::Promote { .. }, Reply::Done(_))
+            ));
             if !(self.faults && self.random.chance(8)) {
                 self.replies.push((number, life, ask, reply));
             }
@@ -330,7 +356,10 @@ impl World {
             0..=4 => {
                 let owned: Vec<_> = node.owned().iter().map(|(range, _)| *range).collect();
                 let Some(range) = owned.get(which % owned.len().max(1)) else { return };
-                let range = range.halves().filter(|_| half && owned.len() < 4).map_or(*range, |(_, high)| high);
+                let range = range
+                    .halves()
+                    .filter(|_| half && owned.len() < 4)
+                    .map_or(*range, |(_, high)| high);
                 let kind = if choice < 3 { Kind::Move } else { Kind::Mirror };
                 let _ = node.start(kind, range, peer);
             }
@@ -341,7 +370,8 @@ impl World {
                 }
             }
             7..=9 => {
-                let incoming: Vec<_> = node.incoming().filter(|(_, kind, _)| *kind == Kind::Mirror).collect();
+                let incoming: Vec<_> =
+                    node.incoming().filter(|(_, kind, _)| *kind == Kind::Mirror).collect();
                 if let Some((id, _, range)) = incoming.first() {
                     if self.nodes[id.source.0 as usize].is_none() {
                         self.with(number, |node| _ = node.promote(*range));
@@ -425,7 +455,8 @@ impl World {
             let history = &self.history[number];
             let last = history.versions.len() - 1;
             let object = self.nodes[home.0 as usize].as_ref().unwrap().objects().get(key);
-            let version = object.map(|value| u64::from_le_bytes(value[..].try_into().unwrap()) as usize);
+            let version =
+                object.map(|value| u64::from_le_bytes(value[..].try_into().unwrap()) as usize);
             assert_eq!(version, history.versions[last].then_some(last), "{key:?}");
         }
         for node in self.nodes.iter().flatten() {

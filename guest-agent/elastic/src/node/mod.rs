@@ -272,7 +272,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { repeat: 1000, patience: 10_000, freeze: 2000, silence: 5000, chunk: 1 << 20, window: 8 }
+        Self {
+            repeat: 1000,
+            patience: 10_000,
+            freeze: 2000,
+            silence: 5000,
+            chunk: 1 << 20,
+            window: 8,
+        }
     }
 }
 
@@ -320,7 +327,13 @@ pub struct Node {
 impl Node {
     /// Server `me`, which owns `owned` with epochs that were fenced for this life, the first of them being
     /// `life`.
-    pub fn new(me: Peer, life: u64, owned: Vec<(Range, u64)>, recovered: Recovered, limits: Limits) -> Self {
+    pub fn new(
+        me: Peer,
+        life: u64,
+        owned: Vec<(Range, u64)>,
+        recovered: Recovered,
+        limits: Limits,
+    ) -> Self {
         let mut node = Self {
             me,
             limits,
@@ -341,7 +354,11 @@ impl Node {
         // adopted is in no object yet.
         let mut others = vec![Range::ALL];
         for (own, _) in &node.owned {
-            others = others.into_iter().flat_map(|range| <[_; 2]>::from(range.without(*own))).flatten().collect();
+            others = others
+                .into_iter()
+                .flat_map(|range| <[_; 2]>::from(range.without(*own)))
+                .flatten()
+                .collect();
         }
         for range in others {
             if !node.objects.take(range).is_empty() {
@@ -419,7 +436,10 @@ impl Node {
         if let Some(to) = self.sources.values().find_map(|source| source.forwards(id)) {
             return self.forward(to, origin, request);
         }
-        let target = self.targets.values_mut().find(|target| target.kind == Kind::Move && target.range.contains(id));
+        let target = self
+            .targets
+            .values_mut()
+            .find(|target| target.kind == Kind::Move && target.range.contains(id));
         if let Some(target) = target {
             if let Err((origin, request)) = target.held.push(origin, request) {
                 self.answer(origin, &request, Outcome::Busy);
@@ -536,17 +556,31 @@ impl Node {
         if self.sources.is_empty() {
             return;
         }
-        let ids: BTreeSet<_> =
-            self.sources.iter().filter(|(_, source)| source.range().contains(id)).map(|(id, _)| *id).collect();
+        let ids: BTreeSet<_> = self
+            .sources
+            .iter()
+            .filter(|(_, source)| source.range().contains(id))
+            .map(|(id, _)| *id)
+            .collect();
         for id in ids {
             self.pump(id);
         }
     }
 
-    fn answer_when_mirrored(&mut self, id: u64, origin: Origin, session: u64, seq: u64, outcome: Outcome) {
+    fn answer_when_mirrored(
+        &mut self,
+        id: u64,
+        origin: Origin,
+        session: u64,
+        seq: u64,
+        outcome: Outcome,
+    ) {
         self.served += 1;
-        let needs: BTreeMap<_, _> =
-            self.sources.iter().filter_map(|(transfer, source)| Some((*transfer, source.missing(id)?))).collect();
+        let needs: BTreeMap<_, _> = self
+            .sources
+            .iter()
+            .filter_map(|(transfer, source)| Some((*transfer, source.missing(id)?)))
+            .collect();
         if needs.is_empty() {
             self.send_answer(origin, session, seq, outcome);
         } else {

@@ -109,7 +109,10 @@ impl Objects {
 
     /// How many objects there are in `range`, and the bytes of their values.
     pub fn size(&self, range: Range) -> (u64, u64) {
-        let mine = self.objects.range(Key::lowest(range.first())..).take_while(|(key, _)| range.contains(key.id()));
+        let mine = self
+            .objects
+            .range(Key::lowest(range.first())..)
+            .take_while(|(key, _)| range.contains(key.id()));
         mine.fold((0, 0), |(count, bytes), (_, value)| (count + 1, bytes + value.len() as u64))
     }
 

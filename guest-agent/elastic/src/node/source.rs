@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use super::{Action, Chunk, End, Held, Kind, Node, Objects, Record, StartError, Step, TRANSFERS_MAX};
+use super::{
+    Action, Chunk, End, Held, Kind, Node, Objects, Record, StartError, Step, TRANSFERS_MAX,
+};
 use crate::range::{Key, Range};
 use crate::routes::{Ask, Reply};
 use crate::{Peer, TransferId};
@@ -91,13 +93,15 @@ impl Source {
 
     /// Whether requests for `id` must wait.
     pub(super) fn holds(&self, id: u64) -> bool {
-        let frozen = matches!(self.phase, Phase::Frozen { .. } | Phase::Committing { .. } | Phase::Fencing);
+        let frozen =
+            matches!(self.phase, Phase::Frozen { .. } | Phase::Committing { .. } | Phase::Fencing);
         frozen && self.range.contains(id)
     }
 
     /// Where requests for `id` go that still arrive here.
     pub(super) fn forwards(&self, id: u64) -> Option<Peer> {
-        (matches!(self.phase, Phase::Forwarding { .. }) && self.range.contains(id)).then_some(self.peer)
+        (matches!(self.phase, Phase::Forwarding { .. }) && self.range.contains(id))
+            .then_some(self.peer)
     }
 
     /// An object was written, by `session`.
@@ -129,7 +133,11 @@ impl Source {
         if !self.behind() {
             return None;
         }
-        let mut chunk = Chunk { round: self.round, number: self.first + self.flight.len() as u64, ..Chunk::default() };
+        let mut chunk = Chunk {
+            round: self.round,
+            number: self.first + self.flight.len() as u64,
+            ..Chunk::default()
+        };
         let mut sent = Sent { keys: Vec::new(), sessions: Vec::new(), whole: None };
         while sent.sessions.len() < CHUNK_ENTRIES {
             let Some(id) = self.dirty_sessions.pop_first() else { break };
@@ -153,7 +161,9 @@ impl Source {
                 },
             };
             let value = objects.get(&key).cloned();
-            room = room.saturating_sub(value.as_ref().map_or(0, bytes::Bytes::len) + key.name().len() + 16);
+            room = room.saturating_sub(
+                value.as_ref().map_or(0, bytes::Bytes::len) + key.name().len() + 16,
+            );
             chunk.objects.push((key.clone(), value));
             sent.keys.push(key);
         }
@@ -208,15 +218,21 @@ impl Node {
     ///
     /// # Errors
     /// When it is not ours, or a transfer has a part of it.
-    pub fn start(&mut self, kind: Kind, range: Range, peer: Peer) -> Result<TransferId, StartError> {
+    pub fn start(
+        &mut self,
+        kind: Kind,
+        range: Range,
+        peer: Peer,
+    ) -> Result<TransferId, StartError> {
         if peer == self.me {
             return Err(StartError::Ourselves(peer));
         }
         let epoch = self.epoch_of(range).ok_or(StartError::NotOurs(range))?;
         let sources = self.sources.iter().filter(|(_, source)| source.range.overlaps(range));
         // A range may have several mirrors, each at another peer.
-        let mut overlaps =
-            sources.filter(|(_, source)| (kind, source.kind) != (Kind::Mirror, Kind::Mirror) || source.peer == peer);
+        let mut overlaps = sources.filter(|(_, source)| {
+            (kind, source.kind) != (Kind::Mirror, Kind::Mirror) || source.peer == peer
+        });
         if let Some((id, _)) = overlaps.next() {
             return Err(StartError::Overlaps(*id, range));
         }
@@ -254,7 +270,9 @@ impl Node {
     pub fn abort(&mut self, id: TransferId) {
         let Some(source) = self.sources.get_mut(&id) else { return };
         match source.phase {
-            Phase::Beginning | Phase::Copying | Phase::Frozen { finished: false, .. } => self.give_up(id),
+            Phase::Beginning | Phase::Copying | Phase::Frozen { finished: false, .. } => {
+                self.give_up(id)
+            }
             // The peer may be ready, and then asks nobody but the routes: they must tell it.
             Phase::Frozen { finished: true, .. } | Phase::Committing { .. } => {
                 source.phase = Phase::Fencing;
@@ -315,10 +333,16 @@ impl Node {
             (Phase::Committing { .. } | Phase::Fencing, Ask::Commit { .. }, Reply::Done(epoch)) => {
                 self.committed(id, epoch);
             }
-            (Phase::Committing { .. } | Phase::Fencing, Ask::Commit { .. } | Ask::Fence { .. }, reply) => match reply {
+            (
+                Phase::Committing { .. } | Phase::Fencing,
+                Ask::Commit { .. } | Ask::Fence { .. },
+                reply,
+            ) => match reply {
                 Reply::Is { home: Some(home), epoch } if home == peer => self.committed(id, epoch),
                 // A commit that is refused because of its epoch can no more be made.
-                Reply::Is { home: Some(home), epoch } if home == me && epoch > source.epoch => self.resume(id, epoch),
+                Reply::Is { home: Some(home), epoch } if home == me && epoch > source.epoch => {
+                    self.resume(id, epoch)
+                }
                 Reply::Done(epoch) => self.resume(id, epoch),
                 Reply::Is { home: Some(home), .. } if home == me => {}
                 Reply::Is { .. } | Reply::Unknown => self.lose(id),
@@ -345,7 +369,9 @@ impl Node {
                 self.actions.push(Action::Ended(id, End::Aborted));
             }
             // We are no more the home: the mirror was promoted, because we seemed dead.
-            (Phase::Listing | Phase::Leaving, Ask::Mirror { .. }, Reply::Is { home, .. }) if home != Some(me) => {
+            (Phase::Listing | Phase::Leaving, Ask::Mirror { .. }, Reply::Is { home, .. })
+                if home != Some(me) =>
+            {
                 self.lose(id);
             }
             // Of an earlier answer that did not arrive.
@@ -368,8 +394,14 @@ impl Node {
         }
         match source.phase {
             Phase::Beginning | Phase::Copying if overdue => self.give_up(id),
-            Phase::Frozen { since, .. } | Phase::Committing { since } if now >= since + limits.freeze => self.abort(id),
-            Phase::Live | Phase::Listing if overdue && source.safe < source.writes => self.abort(id),
+            Phase::Frozen { since, .. } | Phase::Committing { since }
+                if now >= since + limits.freeze =>
+            {
+                self.abort(id)
+            }
+            Phase::Live | Phase::Listing if overdue && source.safe < source.writes => {
+                self.abort(id)
+            }
             _ if !again => {}
             Phase::Beginning => self.tell(peer, id, Step::Begin { kind, range, epoch }),
             Phase::Copying | Phase::Frozen { .. } | Phase::Live => {
@@ -400,8 +432,10 @@ impl Node {
         let (now, limits) = (self.now, self.limits);
         let Some(source) = self.sources.get_mut(&id) else { return };
         let peer = source.peer;
-        let sending =
-            matches!(source.phase, Phase::Copying | Phase::Frozen { .. } | Phase::Listing | Phase::Live);
+        let sending = matches!(
+            source.phase,
+            Phase::Copying | Phase::Frozen { .. } | Phase::Listing | Phase::Live
+        );
         if !sending {
             return;
         }
@@ -419,7 +453,9 @@ impl Node {
                 source.phase = Phase::Frozen { since: now, finished: false };
                 self.pump(id);
             }
-            (Kind::Move, Phase::Frozen { since, finished: false }) if !source.behind() && source.flight.is_empty() => {
+            (Kind::Move, Phase::Frozen { since, finished: false })
+                if !source.behind() && source.flight.is_empty() =>
+            {
                 source.phase = Phase::Frozen { since, finished: true };
                 self.tell(peer, id, Step::Finish);
             }
@@ -446,7 +482,14 @@ impl Node {
     fn list(&mut self, id: TransferId, complete: bool) {
         let Some(source) = self.sources.get(&id) else { return };
         let (range, epoch, mirror, home) = (source.range, source.epoch, source.peer, self.me);
-        self.actions.push(Action::Ask(Ask::Mirror { transfer: id, range, home, epoch, mirror, complete }));
+        self.actions.push(Action::Ask(Ask::Mirror {
+            transfer: id,
+            range,
+            home,
+            epoch,
+            mirror,
+            complete,
+        }));
     }
 
     /// The peer is the owner: what was held, and what still comes, goes there.

@@ -67,7 +67,10 @@ impl Target {
             // What it held is sent anew.
             self.partial.clear();
         }
-        if chunk.round != self.round || chunk.number != self.received || self.phase != Phase::Receiving {
+        if chunk.round != self.round
+            || chunk.number != self.received
+            || self.phase != Phase::Receiving
+        {
             return false;
         }
         self.received += 1;
@@ -96,14 +99,18 @@ impl Node {
     /// # Errors
     /// When no copy of `range` is here.
     pub fn promote(&mut self, range: Range) -> Result<TransferId, super::StartError> {
-        let found = self.targets.iter_mut().find(|(_, it)| it.kind == Kind::Mirror && it.range == range);
-        let Some((&transfer, target)) = found else { return Err(super::StartError::NoMirror(range)) };
+        let found =
+            self.targets.iter_mut().find(|(_, it)| it.kind == Kind::Mirror && it.range == range);
+        let Some((&transfer, target)) = found else {
+            return Err(super::StartError::NoMirror(range));
+        };
         target.phase = Phase::Ready;
         target.kind = Kind::Move;
         target.promoting = true;
         target.partial.clear();
         let epoch = target.epoch;
-        let objects = target.staged.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
+        let objects =
+            target.staged.iter().map(|(key, value)| (key.clone(), Some(value.clone()))).collect();
         let sessions = target.staged.sessions().collect();
         self.record(Record::Stage(transfer, objects, sessions));
         self.record(Record::Prepared { transfer, range, epoch });
@@ -132,7 +139,8 @@ impl Node {
                 let overlaps = self.owned.iter().any(|(own, _)| own.overlaps(range))
                     || self.sources.values().any(|source| source.range().overlaps(range))
                     || self.targets.values().any(|target| {
-                        (target.kind == Kind::Move || kind == Kind::Mirror) && target.range.overlaps(range)
+                        (target.kind == Kind::Move || kind == Kind::Mirror)
+                            && target.range.overlaps(range)
                     });
                 if overlaps || self.targets.len() >= TRANSFERS_MAX {
                     return self.tell(from, id, Step::Refuse);
@@ -182,7 +190,8 @@ impl Node {
             (Ask::Promote { .. }, Reply::Done(epoch)) => self.adopt(id, Some(epoch)),
             (_, Reply::Is { home, epoch }) if home == Some(self.me) => self.adopt(id, Some(epoch)),
             // As it was when the transfer began: the commit may still come, but a promotion was refused.
-            (Ask::Lookup { .. }, Reply::Is { home, epoch }) if home == Some(id.source) && epoch <= target.epoch => {}
+            (Ask::Lookup { .. }, Reply::Is { home, epoch })
+                if home == Some(id.source) && epoch <= target.epoch => {}
             (Ask::Lookup { .. } | Ask::Promote { .. }, Reply::Is { .. }) => self.forget(id),
             _ => {}
         }
@@ -190,7 +199,10 @@ impl Node {
 
     pub(super) fn target_tick(&mut self, id: TransferId) {
         let (now, silence) = (self.now, self.limits.silence);
-        let Some(target) = self.targets.get_mut(&id).filter(|target| now >= target.heard + silence) else { return };
+        let Some(target) = self.targets.get_mut(&id).filter(|target| now >= target.heard + silence)
+        else {
+            return;
+        };
         match (target.phase, target.kind) {
             (Phase::Receiving, Kind::Move) => self.forget(id),
             // A home that is silent is what a mirror is for, as long as it is the home.
@@ -212,7 +224,8 @@ impl Node {
         if let Some(epoch) = epoch {
             self.own(target.range, epoch);
         }
-        self.targets.retain(|_, other| other.kind == Kind::Move || !other.range.overlaps(target.range));
+        self.targets
+            .retain(|_, other| other.kind == Kind::Move || !other.range.overlaps(target.range));
         // Nothing of it can be here, but what an old life left.
         self.objects.take(target.range);
         self.objects.adopt(target.staged, self.now);

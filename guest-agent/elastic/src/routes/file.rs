@@ -38,7 +38,11 @@ impl FileRoutes {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Table::default()),
             Err(error) => return Err(error),
             Ok(found) if found.len() > TABLE_MAX => {
-                let text = format!("{} has {} bytes: it is no table of routes", self.table.display(), found.len());
+                let text = format!(
+                    "{} has {} bytes: it is no table of routes",
+                    self.table.display(),
+                    found.len()
+                );
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
             Ok(_) => {}
@@ -59,7 +63,9 @@ impl FileRoutes {
     }
 
     fn tell<T>(&self, result: io::Result<T>) -> Option<T> {
-        result.inspect_err(|error| log::warn!("no routes from {}: {error}", self.table.display())).ok()
+        result
+            .inspect_err(|error| log::warn!("no routes from {}: {error}", self.table.display()))
+            .ok()
     }
 }
 

@@ -116,7 +116,9 @@ impl Table {
                 Reply::Done(epoch)
             }
             Ask::Promote { range, from, to, .. } => {
-                let complete = self.pieces(range).all(|entry| entry.home == from && entry.mirrors.contains(&to));
+                let complete = self
+                    .pieces(range)
+                    .all(|entry| entry.home == from && entry.mirrors.contains(&to));
                 match self.is(range) {
                     Reply::Is { home: Some(_), .. } if complete => self.set(range, |entry| {
                         entry.home = to;
@@ -179,7 +181,8 @@ impl Table {
         self.entries.sort_by_key(|entry| entry.range);
         self.entries.dedup_by(|next, last| {
             let whole = last.range.joined(next.range);
-            let same = last.home == next.home && last.mirrors == next.mirrors && last.epoch == next.epoch;
+            let same =
+                last.home == next.home && last.mirrors == next.mirrors && last.epoch == next.epoch;
             let Some(whole) = whole.filter(|_| same) else { return false };
             last.range = whole;
             true
@@ -210,12 +213,21 @@ mod tests {
         let (low, high) = Range::ALL.halves().unwrap();
         let Reply::Done(later) = table.ask(&commit(high, 1, 2, epoch)) else { panic!("refused") };
         assert!(later > epoch);
-        assert_eq!(table.ask(&commit(high, 1, 2, epoch)), Reply::Is { home: Some(Peer(2)), epoch: later });
-        assert_eq!(table.ask(&commit(Range::ALL, 1, 2, epoch)), Reply::Is { home: None, epoch: later });
+        assert_eq!(
+            table.ask(&commit(high, 1, 2, epoch)),
+            Reply::Is { home: Some(Peer(2)), epoch: later }
+        );
+        assert_eq!(
+            table.ask(&commit(Range::ALL, 1, 2, epoch)),
+            Reply::Is { home: None, epoch: later }
+        );
 
         let fence = Ask::Fence { transfer: ID, range: low, home: Peer(1), epoch };
         assert!(matches!(table.ask(&fence), Reply::Done(_)));
-        assert!(matches!(table.ask(&commit(low, 1, 2, epoch)), Reply::Is { home: Some(Peer(1)), .. }));
+        assert!(matches!(
+            table.ask(&commit(low, 1, 2, epoch)),
+            Reply::Is { home: Some(Peer(1)), .. }
+        ));
     }
 
     #[test]
@@ -230,7 +242,10 @@ mod tests {
         };
         table.ask(&mirror(true, epoch));
         let Reply::Done(later) = table.ask(&mirror(false, epoch)) else { panic!("refused") };
-        assert!(matches!(table.ask(&mirror(true, epoch)), Reply::Is { .. }), "a listing that is late");
+        assert!(
+            matches!(table.ask(&mirror(true, epoch)), Reply::Is { .. }),
+            "a listing that is late"
+        );
         assert!(matches!(table.ask(&promote), Reply::Is { .. }));
         table.ask(&mirror(true, later));
         table.clone().fence_all(Peer(1));

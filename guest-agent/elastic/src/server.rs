@@ -1,0 +1,686 @@
+//! A server over TCP: runs a [`Node`], with a thread for each connection.
+//!
+//! Every connection begins with a [`Frame::Hello`]. Clients send requests; peers, and those who command,
+//! must know the secret of the service. What a node has to say to a peer goes through a queue to a thread
+//! that has the connection to it: the window of the transfers bounds what is in it, and what does not fit
+//! is dropped and repeated by the protocol. Servers of one process hand each other messages without a
+//! connection ([`Local`]), objects included, without copying them.
+
+use std::collections::HashMap;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::journal::{Journal, JournalError, write_pieces};
+use crate::node::{
+    Action, End, Kind, Limits, Message, Node, Origin, Outcome, Recovered, StartError,
+};
+use crate::range::Range;
+use crate::routes::{Ask, Reply, Routes};
+use crate::wire::{self, Encoded, Frame, HEADER, WireError};
+use crate::{Peer, TransferId};
+
+/// Connections at once; others are closed.
+const CONNECTIONS_MAX: usize = 4096;
+/// Messages that wait for a peer.
+const QUEUE: usize = 16_384;
+/// How long a peer may take to accept a connection, or bytes.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// A client that says nothing for so long is disconnected.
+const IDLE: Duration = Duration::from_secs(300);
+/// How often the node is told the time.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Why a server does not run, or a command was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// A socket failed.
+    #[error("{0}: {1}; see that the address is ours and free, or that the peer runs")]
+    Io(String, #[source] io::Error),
+    /// What arrived is not this protocol.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A transfer cannot begin.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The routes do not answer; a server must not serve without knowing what it owns.
+    #[error("the routes do not answer: start them first")]
+    Routes,
+    /// A transfer was aborted; everything is as before.
+    #[error(
+        "transfer {0} was aborted, the source goes on: see that the peer runs and has room, then try again"
+    )]
+    Aborted(TransferId),
+    /// A transfer did not end in time.
+    #[error("transfer {0} did not end in {1:?}: it goes on, see its state")]
+    Timeout(TransferId, Duration),
+    /// A peer did not do what it was told.
+    #[error("server {0} did not do it: {1}")]
+    Refused(Peer, String),
+}
+
+/// How a server runs.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its number.
+    pub me: Peer,
+    /// Where it listens; port 0 for any.
+    pub listen: SocketAddr,
+    /// What all servers of the service have in common.
+    pub secret: [u8; 16],
+    /// Where it keeps what it has; none for memory only, which mirrors can protect.
+    pub journal: Option<std::path::PathBuf>,
+    /// Whether each record waits for the disk.
+    pub sync: bool,
+    /// How patient it is.
+    pub limits: Limits,
+}
+
+/// What an operator or a policy asks of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Hand this range to a peer.
+    Split(Peer, Range),
+    /// Hand everything to a peer.
+    Move(Peer),
+    /// Take everything that a peer has.
+    Merge(Peer),
+    /// Copy everything to a peer and keep it up to date.
+    Mirror(Peer),
+    /// End all mirrors and transfers that began here.
+    Abort,
+    /// Become the owner of what is mirrored here from a peer that is dead.
+    Promote(Peer),
+    /// Say what there is.
+    Status,
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// It was done.
+    Done,
+    /// It was not.
+    Failed(String),
+    /// What there is.
+    Status {
+        /// What the server owns.
+        owned: Vec<Range>,
+        /// Objects in it.
+        objects: u64,
+        /// Bytes of their values.
+        bytes: u64,
+        /// Requests answered since it started.
+        served: u64,
+        /// Transfers that began here and are not over; mirrors are among them.
+        outgoing: usize,
+        /// Transfers to here.
+        incoming: usize,
+    },
+}
+
+/// Servers of one process, which need no connection between them.
+#[derive(Debug, Clone, Default)]
+pub struct Local(Arc<RwLock<HashMap<Peer, Weak<Shared>>>>);
+
+/// A server that runs. It ends when dropped.
+#[derive(Debug)]
+pub struct Server {
+    shared: Arc<Shared>,
+}
+
+struct State {
+    node: Node,
+    journal: Option<Journal>,
+    waiting: HashMap<TransferId, Sender<End>>,
+}
+
+struct Shared {
+    config: Config,
+    address: SocketAddr,
+    routes: Arc<dyn Routes>,
+    local: Local,
+    state: Mutex<State>,
+    /// Writers to clients, by connection.
+    clients: RwLock<HashMap<u64, Arc<Mutex<TcpStream>>>>,
+    peers: Mutex<HashMap<Peer, SyncSender<Message>>>,
+    /// Messages of servers of this process, in their order.
+    inbox: Sender<(Peer, Message)>,
+    asks: Sender<Ask>,
+    connections: AtomicUsize,
+    next: AtomicU64,
+    ended: AtomicBool,
+    began: Instant,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("me", &self.config.me)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Server {
+    /// Starts a server. What it owns is fenced, so that nothing of an earlier life of it happens later.
+    ///
+    /// # Errors
+    /// When it cannot listen, the journal cannot be used, or the routes do not answer.
+    pub fn start(
+        config: Config,
+        routes: Arc<dyn Routes>,
+        local: &Local,
+    ) -> Result<Self, ServerError> {
+        let listen = config.listen;
+        let failed = |error| ServerError::Io(listen.to_string(), error);
+        let listener = TcpListener::bind(config.listen).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (journal, recovered) = match &config.journal {
+            Some(path) => {
+                let (journal, recovered) = Journal::open(path, config.sync)?;
+                (Some(journal), recovered)
+            }
+            None => (None, Recovered::default()),
+        };
+        let (life, owned) = routes.fence_all(config.me).ok_or(ServerError::Routes)?;
+        routes.set_address(config.me, &address.to_string());
+        let node = Node::new(config.me, life, owned, recovered, config.limits);
+        let (inbox, messages) = channel();
+        let (asks, questions) = channel();
+        let shared = Arc::new(Shared {
+            address,
+            routes,
+            local: local.clone(),
+            state: Mutex::new(State { node, journal, waiting: HashMap::new() }),
+            clients: RwLock::default(),
+            peers: Mutex::default(),
+            inbox,
+            asks,
+            connections: AtomicUsize::new(0),
+            next: AtomicU64::new(1),
+            ended: AtomicBool::new(false),
+            began: Instant::now(),
+            config,
+        });
+        local
+            .0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(shared.config.me, Arc::downgrade(&shared));
+        shared.with(|_| ());
+        let (accepting, asking, hearing) =
+            (Arc::clone(&shared), Arc::downgrade(&shared), Arc::downgrade(&shared));
+        spawn("accept", move || accepting.accept(&listener)).map_err(failed)?;
+        spawn("routes", move || answer_questions(&asking, &questions)).map_err(failed)?;
+        spawn("inbox", move || hear(&hearing, &messages)).map_err(failed)?;
+        Ok(Self { shared })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.shared.address
+    }
+
+    /// Announces a range that nobody has as its own.
+    ///
+    /// # Errors
+    /// When somebody has a part of it.
+    pub fn announce(&self, range: Range) -> Result<(), ServerError> {
+        let me = self.shared.config.me;
+        let refused = |reply| ServerError::Refused(me, format!("{range} has a home: {reply:?}"));
+        let epoch = self.shared.routes.announce(range, me).map_err(refused)?;
+        self.shared.with(|node| node.announced(range, epoch));
+        Ok(())
+    }
+
+    /// Does what is commanded, and waits until it is done.
+    pub fn command(&self, command: &Command) -> Report {
+        self.shared.command(command)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+        // Wakes the thread that accepts.
+        let _ = TcpStream::connect_timeout(&self.shared.address, PATIENCE);
+        for stream in self.shared.clients.read().unwrap_or_else(PoisonError::into_inner).values() {
+            let _ = lock(stream).shutdown(std::net::Shutdown::Both);
+        }
+        lock(&self.shared.peers).clear();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn spawn(name: &str, act: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(format!("elastic-{name}")).spawn(act).map(drop)
+}
+
+/// Asks the routes apart from the node, which serves meanwhile.
+fn answer_questions(shared: &Weak<Shared>, questions: &Receiver<Ask>) {
+    while let Ok(ask) = questions.recv() {
+        let Some(shared) = live(shared) else { return };
+        let reply = shared.routes.ask(&ask);
+        if reply != Reply::Unknown {
+            shared.with(|node| node.routed(&ask, reply));
+        }
+    }
+}
+
+/// Messages of this process, and the time.
+fn hear(shared: &Weak<Shared>, messages: &Receiver<(Peer, Message)>) {
+    let mut next = Instant::now();
+    loop {
+        let message = messages.recv_timeout(next.saturating_duration_since(Instant::now()));
+        let Some(shared) = live(shared) else { return };
+        match message {
+            Ok((from, message)) => shared.with(|node| node.message(from, message)),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+        if Instant::now() >= next {
+            next = Instant::now() + TICK;
+            let now = u64::try_from(shared.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+            shared.with(|node| node.tick(now));
+        }
+    }
+}
+
+fn live(shared: &Weak<Shared>) -> Option<Arc<Shared>> {
+    shared.upgrade().filter(|shared| !shared.ended.load(Ordering::Acquire))
+}
+
+impl Shared {
+    /// Lets the node do something, and does what it says.
+    fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut Node) -> T) -> T {
+        let mut answers = Vec::new();
+        let result = {
+            let mut state = lock(&self.state);
+            let result = act(&mut state.node);
+            for action in state.node.actions() {
+                match action {
+                    Action::Record(record) => {
+                        let Some(journal) = &mut state.journal else { continue };
+                        if let Err(error) = journal.keep(&record) {
+                            // To go on would be to acknowledge what is not kept.
+                            log::error!("server {} ends: {error}", self.config.me);
+                            self.ended.store(true, Ordering::Release);
+                            return result;
+                        }
+                    }
+                    Action::Send(to, message) => self.send(to, message),
+                    Action::Answer(origin, session, seq, outcome) => {
+                        answers.push((origin, session, seq, outcome))
+                    }
+                    Action::Ask(ask) => _ = self.asks.send(ask), // to a thread that ends with us
+                    Action::Ended(id, end) => {
+                        if let Some(waiting) = state.waiting.remove(&id) {
+                            let _ = waiting.send(end); // to somebody who may have gone
+                        }
+                    }
+                }
+            }
+            result
+        };
+        for (origin, session, seq, outcome) in answers {
+            self.answer(origin, session, seq, outcome);
+        }
+        result
+    }
+
+    fn answer(&self, origin: Origin, session: u64, seq: u64, outcome: Outcome) {
+        let stream = {
+            let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+            clients.get(&origin.connection).cloned()
+        };
+        let Some(stream) = stream else { return };
+        let address = match &outcome {
+            Outcome::Moved { home: Some(home), .. } => {
+                self.routes.address(*home).unwrap_or_default()
+            }
+            _ => String::new(),
+        };
+        let frame = Encoded::new(&Frame::Answer { session, seq, outcome, address });
+        let mut stream = lock(&stream);
+        if write_pieces(&mut *stream, frame.pieces()).is_err() {
+            let _ = stream.shutdown(std::net::Shutdown::Both); // its reader sees it
+        }
+    }
+
+    fn send(self: &Arc<Self>, to: Peer, message: Message) {
+        let local =
+            self.local.0.read().unwrap_or_else(PoisonError::into_inner).get(&to).and_then(live);
+        if let Some(peer) = local {
+            let _ = peer.inbox.send((self.config.me, message)); // to one that may end just now
+            return;
+        }
+        let mut peers = lock(&self.peers);
+        let queue = peers.entry(to).or_insert_with(|| {
+            let (sender, messages) = sync_channel(QUEUE);
+            let shared = Arc::downgrade(self);
+            if let Err(error) = spawn("peer", move || talk(&shared, to, &messages)) {
+                log::warn!("nothing can be sent to server {to}: {error}");
+            }
+            sender
+        });
+        // Never waits: what is lost is repeated.
+        let _ = queue.try_send(message);
+    }
+
+    fn accept(self: Arc<Self>, listener: &TcpListener) {
+        for stream in listener.incoming() {
+            if self.ended.load(Ordering::Acquire) {
+                return;
+            }
+            let Ok(stream) = stream else {
+                thread::sleep(TICK); // too many files: others may be closed meanwhile
+                continue;
+            };
+            if self.connections.fetch_add(1, Ordering::AcqRel) >= CONNECTIONS_MAX {
+                self.connections.fetch_sub(1, Ordering::AcqRel);
+                continue;
+            }
+            let shared = Arc::clone(&self);
+            let serve = move || {
+                let number = shared.next.fetch_add(1, Ordering::Relaxed);
+                if let Err(error) = shared.serve(stream, number) {
+                    log::debug!("a connection to server {} ends: {error}", shared.config.me);
+                }
+                shared.clients.write().unwrap_or_else(PoisonError::into_inner).remove(&number);
+                shared.connections.fetch_sub(1, Ordering::AcqRel);
+            };
+            if spawn("serve", serve).is_err() {
+                self.connections.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
+
+    fn serve(self: &Arc<Self>, stream: TcpStream, number: u64) -> Result<(), ServerError> {
+        let failed = |error| ServerError::Io("a connection".into(), error);
+        stream.set_nodelay(true).map_err(failed)?;
+        stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
+        stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
+        let mut reader = FrameReader::new(stream.try_clone().map_err(failed)?);
+        let Frame::Hello { peer, secret } = reader.read()? else {
+            return Err(WireError::Protocol.into());
+        };
+        stream.set_read_timeout(Some(IDLE)).map_err(failed)?;
+        let trusted = same(&secret, &self.config.secret);
+        if peer.is_some() && !trusted {
+            return Err(ServerError::Refused(self.config.me, "the secret is wrong".into()));
+        }
+        let stream = Arc::new(Mutex::new(stream));
+        self.clients
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(number, Arc::clone(&stream));
+        let me = self.config.me;
+        loop {
+            let frame = reader.read()?;
+            if self.ended.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            match (frame, peer) {
+                (Frame::Request(request), None) => {
+                    let origin = Origin { peer: me, connection: number, hops: 0 };
+                    self.with(|node| node.request(origin, request));
+                }
+                (Frame::Peer(message), Some(peer)) => self.with(|node| node.message(peer, message)),
+                (Frame::Command(text), _) if trusted => {
+                    let report = match serde_json::from_slice(&text) {
+                        Ok(command) => self.command(&command),
+                        Err(error) => Report::Failed(format!("no command: {error}")),
+                    };
+                    let text = serde_json::to_vec(&report).unwrap_or_default();
+                    let frame = Encoded::new(&Frame::Command(text.into()));
+                    write_pieces(&mut *lock(&stream), frame.pieces()).map_err(failed)?;
+                }
+                _ => return Err(WireError::Protocol.into()),
+            }
+        }
+    }
+
+    fn command(self: &Arc<Self>, command: &Command) -> Report {
+        let result = match command {
+            Command::Split(peer, range) => self.transfer(Kind::Move, *peer, *range),
+            Command::Move(peer) => self.all(Kind::Move, *peer),
+            Command::Mirror(peer) => self.all(Kind::Mirror, *peer),
+            Command::Merge(peer) => self.merge(*peer),
+            Command::Abort => {
+                self.with(|node| {
+                    let ids: Vec<_> = node.outgoing().map(|(id, ..)| id).collect();
+                    ids.into_iter().for_each(|id| node.abort(id));
+                });
+                self.until(|node| node.outgoing().count() == 0)
+            }
+            Command::Promote(from) => self.promote(*from),
+            Command::Status => {
+                return self.with(|node| {
+                    let owned: Vec<_> = node.owned().iter().map(|(range, _)| *range).collect();
+                    let sizes = owned.iter().map(|range| node.objects().size(*range));
+                    let (objects, bytes) =
+                        sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
+                    let (outgoing, incoming) = (node.outgoing().count(), node.incoming().count());
+                    Report::Status {
+                        owned,
+                        objects,
+                        bytes,
+                        served: node.served(),
+                        outgoing,
+                        incoming,
+                    }
+                });
+            }
+        };
+        match result {
+            Ok(()) => Report::Done,
+            Err(error) => Report::Failed(error.to_string()),
+        }
+    }
+
+    /// Begins a transfer and waits for its end.
+    fn transfer(self: &Arc<Self>, kind: Kind, peer: Peer, range: Range) -> Result<(), ServerError> {
+        let (sender, ended) = channel();
+        let id = {
+            // The end must not come before somebody waits for it.
+            let mut state = lock(&self.state);
+            let id = state.node.start(kind, range, peer)?;
+            state.waiting.insert(id, sender);
+            id
+        };
+        self.with(|_| ());
+        let wait = Duration::from_secs(120);
+        match ended.recv_timeout(wait) {
+            Ok(End::Done) => Ok(()),
+            Ok(End::Aborted) => Err(ServerError::Aborted(id)),
+            Err(_) => Err(ServerError::Timeout(id, wait)),
+        }
+    }
+
+    fn all(self: &Arc<Self>, kind: Kind, peer: Peer) -> Result<(), ServerError> {
+        let mut owned: Vec<_> =
+            self.with(|node| node.owned().iter().map(|(range, _)| *range).collect());
+        owned.sort_unstable();
+        // Neighbours in one transfer.
+        owned.dedup_by(|next, last| {
+            last.joined(*next).is_some_and(|whole| {
+                *last = whole;
+                true
+            })
+        });
+        owned.into_iter().try_for_each(|range| self.transfer(kind, peer, range))
+    }
+
+    /// The peer hands over all it has, and then has nothing to do.
+    fn merge(self: &Arc<Self>, peer: Peer) -> Result<(), ServerError> {
+        let command = Command::Move(self.config.me);
+        let local =
+            self.local.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).and_then(live);
+        let report = match local {
+            Some(peer) => peer.command(&command),
+            None => {
+                let address = self.routes.address(peer).unwrap_or_default();
+                crate::client::command(&address, self.config.secret, &command)
+                    .map_err(|error| ServerError::Refused(peer, error.to_string()))?
+            }
+        };
+        match report {
+            Report::Done => Ok(()),
+            Report::Failed(why) => Err(ServerError::Refused(peer, why)),
+            Report::Status { .. } => {
+                Err(ServerError::Refused(peer, "it answered something else".into()))
+            }
+        }
+    }
+
+    fn promote(self: &Arc<Self>, from: Peer) -> Result<(), ServerError> {
+        let ranges = self.with(|node| {
+            let incoming =
+                node.incoming().filter(|(id, kind, _)| id.source == from && *kind == Kind::Mirror);
+            let ranges: Vec<_> = incoming.map(|(_, _, range)| range).collect();
+            ranges.iter().try_for_each(|range| node.promote(*range).map(drop)).map(|()| ranges)
+        })?;
+        if ranges.is_empty() {
+            return Err(StartError::NoMirror(Range::ALL).into());
+        }
+        self.until(|node| node.incoming().all(|(_, _, range)| !ranges.contains(&range)))?;
+        let ours = |range: &Range| {
+            self.routes.home(range.first()).is_some_and(|(home, _)| home == self.config.me)
+        };
+        match ranges.iter().find(|range| !ours(range)) {
+            Some(range) => Err(StartError::NoMirror(*range).into()),
+            None => Ok(()),
+        }
+    }
+
+    fn until(self: &Arc<Self>, done: impl Fn(&Node) -> bool) -> Result<(), ServerError> {
+        let end = Instant::now() + Duration::from_secs(30);
+        while !self.with(|node| done(node)) {
+            if Instant::now() >= end {
+                return Err(ServerError::Refused(
+                    self.config.me,
+                    "the routes do not answer".into(),
+                ));
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+}
+
+/// Sends messages to a peer, over a connection that is made again when it breaks.
+fn talk(shared: &Weak<Shared>, to: Peer, messages: &Receiver<Message>) {
+    let mut stream: Option<TcpStream> = None;
+    let mut tried: Option<Instant> = None;
+    while let Ok(message) = messages.recv() {
+        let Some(shared) = live(shared) else { return };
+        if stream.is_none() && tried.is_none_or(|tried| tried.elapsed() >= TICK) {
+            tried = Some(Instant::now());
+            stream = connect(&shared, to)
+                .inspect_err(|error| log::debug!("no connection to {to}: {error}"))
+                .ok();
+        }
+        // What cannot be sent is lost, and repeated by the protocol.
+        let frame = Frame::Peer(message);
+        if let Some(open) = &mut stream
+            && write_pieces(open, Encoded::new(&frame).pieces()).is_err()
+        {
+            stream = None;
+            // The peer may have started again since.
+            if let Ok(mut new) = connect(&shared, to)
+                && write_pieces(&mut new, Encoded::new(&frame).pieces()).is_ok()
+            {
+                stream = Some(new);
+            }
+        }
+    }
+}
+
+fn connect(shared: &Shared, to: Peer) -> io::Result<TcpStream> {
+    let address = shared.routes.address(to).and_then(|address| address.parse().ok());
+    let address: SocketAddr = address.ok_or(io::ErrorKind::AddrNotAvailable)?;
+    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
+    stream.set_nodelay(true)?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let hello = Frame::Hello { peer: Some(shared.config.me), secret: shared.config.secret };
+    write_pieces(&mut stream, Encoded::new(&hello).pieces())?;
+    stream.flush()?;
+    Ok(stream)
+}
+
+/// In a time that does not depend on where they differ.
+fn same(one: &[u8; 16], other: &[u8; 16]) -> bool {
+    one.iter().zip(other).fold(0, |differs, (one, other)| differs | (one ^ other)) == 0
+}
+
+/// Reads frames from a stream.
+#[derive(Debug)]
+pub struct FrameReader {
+    stream: TcpStream,
+    /// What was read and not yet used.
+    read: BytesMut,
+}
+
+impl FrameReader {
+    /// Reads from `stream`.
+    pub fn new(stream: TcpStream) -> Self {
+        Self { stream, read: BytesMut::new() }
+    }
+
+    /// The next frame.
+    ///
+    /// # Errors
+    /// When the stream ends or fails, or what arrives is no frame.
+    pub fn read(&mut self) -> Result<Frame, ServerError> {
+        self.fill(HEADER)?;
+        let header = self.read.split_to(HEADER);
+        let header = header.first_chunk().ok_or(WireError::Short("a header"))?;
+        let (kind, length) = wire::header(*header)?;
+        self.fill(length)?;
+        let body: Bytes = self.read.split_to(length).freeze();
+        Ok(wire::decode(kind, body)?)
+    }
+
+    /// At least so many bytes are there then. Room is made as bytes arrive, not as they are promised.
+    fn fill(&mut self, wanted: usize) -> Result<(), ServerError> {
+        while self.read.len() < wanted {
+            let have = self.read.len();
+            let room = (wanted - have).clamp(4096, 1 << 20);
+            self.read.resize(have + room, 0);
+            let count = loop {
+                match self.stream.read(&mut self.read[have..]) {
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    other => break other,
+                }
+            };
+            self.read.truncate(have + count.as_ref().copied().unwrap_or(0));
+            match count {
+                Ok(0) => {
+                    return Err(ServerError::Io(
+                        "a connection".into(),
+                        io::ErrorKind::UnexpectedEof.into(),
+                    ));
+                }
+                Ok(_) => {}
+                Err(error) => return Err(ServerError::Io("a connection".into(), error)),
+            }
+        }
+        Ok(())
+    }
+}
