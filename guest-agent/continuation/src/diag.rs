@@ -12,6 +12,7 @@ use crate::wire::Reader;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
+const INET_DIAG_INFO: u8 = 2;
 const INET_DIAG_MD5SIG: u16 = 18;
 /// Of `struct nlmsghdr` and `struct inet_diag_msg`, in bytes.
 const HEADER: usize = 16;
@@ -33,7 +34,8 @@ pub(crate) fn is_signed(local: SocketAddr, peer: SocketAddr) -> io::Result<bool>
 fn request(local: SocketAddr, peer: SocketAddr) -> Vec<u8> {
     let family = if local.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let mut to = vec![0; HEADER];
-    to.extend([u8::try_from(family).unwrap_or(0), 6, 0, 0]); // of TCP, and of TCP only
+    // Of TCP; and its inner state, without which the kernel leaves out what is looked for.
+    to.extend([u8::try_from(family).unwrap_or(0), 6, 1 << (INET_DIAG_INFO - 1), 0]);
     to.extend(u32::MAX.to_ne_bytes()); // in all states
     to.extend(local.port().to_be_bytes());
     to.extend(peer.port().to_be_bytes());

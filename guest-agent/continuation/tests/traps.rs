@@ -93,7 +93,8 @@ fn a_connection_that_is_not_held_is_noticed_and_goes_on() {
                 while !rest.is_empty() && !stop.load(Ordering::Acquire) {
                     match echo.write(rest) {
                         Ok(done) => rest = &rest[done..],
-                        Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EPERM)),
+                        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+                        Err(_) => break, // it was shut down
                     }
                 }
             }

@@ -10,12 +10,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
 
 use continuation::mover::{self, Arrived, Left, Route, Times};
 use continuation::privilege::Privilege;
 use continuation::repair;
 use continuation::service::Continuation;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::sockopt;
 
 use super::words;
 
@@ -68,6 +70,8 @@ struct Session {
 impl Session {
     fn new(connection: Continuation) -> io::Result<Self> {
         connection.stream().set_nonblocking(true)?;
+        // That this process dies is not to look like the end of the stream.
+        sockopt::set_socket_linger(&connection, Some(Duration::ZERO))?;
         Ok(Self { connection, pending: Vec::new(), ended: false })
     }
 
@@ -104,6 +108,9 @@ impl Session {
         if read - self.connection.exported().read >= EXPORT {
             // All of this service's state is how far it has come, and that it is where these offsets are.
             self.connection.export(&read.to_le_bytes(), read, sent).map_err(io::Error::other)?;
+        }
+        if self.ended {
+            sockopt::set_socket_linger(&self.connection, None)?;
         }
         Ok(!self.ended)
     }

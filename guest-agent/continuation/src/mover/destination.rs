@@ -158,12 +158,7 @@ impl Destination {
             let most = self.limits.connections;
             return Err(MoverError::Unexpected(format!("{count} connections, of {most} at most")));
         }
-        let known = self.lock().get(&id).map(|(what, _)| match what {
-            Move::Ready(_) => Message::Ready(id, self.life),
-            Move::Done => Message::Done(id),
-            Move::Failed(why) => Message::Refused(id, why.clone()),
-        });
-        let (mut restored, mut refusal, mut left) = (Vec::new(), None, self.limits.bytes);
+        let (mut offers, mut left) = (Vec::new(), self.limits.bytes);
         for _ in 0..count {
             let longest = (MOST_BYTES + MOST_STATE + 2 * MOST_LOGGED + 1024).min(left);
             let Message::Connection(state, continuation) = Message::receive(channel, longest)?
@@ -171,37 +166,45 @@ impl Destination {
                 return Err(MoverError::Unexpected("something else than a connection".into()));
             };
             left = left.saturating_sub(state.len() + continuation.len());
-            // The rest is read all the same, so that the stream can be used on.
-            if known.is_none() && refusal.is_none() {
-                match self.restore(&state, &continuation) {
-                    Ok(one) => restored.push((one, continuation)),
-                    Err(why) => refusal = Some(why),
-                }
-            }
+            offers.push((state, continuation));
         }
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        if let Some(why) = refusal {
-            return Ok(Message::Refused(id, why));
-        }
+        // Nobody is waited for from here on: of two offers of one move the second finds what the first has made.
         let mut moves = self.lock();
+        if let Some((what, _)) = moves.get(&id) {
+            return Ok(match what {
+                Move::Ready(_) => Message::Ready(id, self.life),
+                Move::Done => Message::Done(id),
+                Move::Failed(why) => Message::Refused(id, why.clone()),
+            });
+        }
         if moves.len() >= self.limits.moves {
             let why = "too many moves at once; wait for some to end";
             return Ok(Message::Refused(id, why.into()));
+        }
+        let mut restored = Vec::new();
+        for (state, continuation) in offers {
+            match self.restore(&mut moves, &state, &continuation) {
+                Ok(one) => restored.push((one, continuation)),
+                Err(why) => return Ok(Message::Refused(id, why)),
+            }
         }
         moves.insert(id, (Move::Ready(restored), Instant::now()));
         Ok(Message::Ready(id, self.life))
     }
 
-    fn restore(&self, state: &[u8], continuation: &[u8]) -> Result<Restored, String> {
+    fn restore(
+        &self,
+        moves: &mut HashMap<Id, (Move, Instant)>,
+        state: &[u8],
+        continuation: &[u8],
+    ) -> Result<Restored, String> {
         let state = ConnectionState::decode(state).map_err(|error| error.to_string())?;
         (self.policy)(&state)?;
         if !continuation.is_empty() {
             Continuation::check_import(continuation).map_err(|error| error.to_string())?;
         }
-        // Their source offers them anew, so it has not committed: what it offered before is void.
-        self.lock().retain(|_, (what, _)| {
+        // Its source offers it anew, so it has not committed: what it offered before is void.
+        moves.retain(|_, (what, _)| {
             !matches!(what, Move::Ready(restored) if restored.iter().any(|(one, _)| {
                 (one.local(), one.peer()) == (state.local, state.peer)
             }))

@@ -19,7 +19,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use continuation::mover::{Destination, Limits, Times};
+use continuation::mover::{Destination, Limits, Route, Times};
 use continuation::privilege::{Own, Privilege};
 
 use network::Lab;
@@ -101,13 +101,22 @@ impl Homes {
 
     /// Moves the service to the other home.
     pub fn try_move(&mut self) -> Result<Times, String> {
+        let route = TestRoute::new(&self.lab, self.at, 1 - self.at);
+        self.move_by(Box::new(route))
+    }
+
+    pub fn tell(&self, home: usize, order: Order) {
+        self.servers[home].tell(order);
+    }
+
+    /// Moves the service to the other home, the network being led so.
+    pub fn move_by(&mut self, route: Box<dyn Route + Send>) -> Result<Times, String> {
         let to = 1 - self.at;
         let mut connector = self.connector(to);
         let mut first = Some(connector().map_err(|error| error.to_string())?);
         let connect = move || first.take().map_or_else(&mut connector, Ok);
-        let route = TestRoute::new(&self.lab, self.at, to);
         let (reply, replied) = channel();
-        self.servers[self.at].tell(Order::Move(Box::new(connect), Box::new(route), reply));
+        self.servers[self.at].tell(Order::Move(Box::new(connect), route, reply));
         let result = replied.recv().unwrap();
         if result.is_ok() {
             self.at = to;
