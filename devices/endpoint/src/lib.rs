@@ -12,9 +12,13 @@
 #![forbid(unsafe_code)]
 
 pub mod directory;
+pub mod frames;
 pub mod keeper;
+pub mod moving;
 pub mod name;
 pub mod range;
 pub mod record;
+pub mod rights;
+pub mod socket;
 pub mod table;
 pub mod vid;
