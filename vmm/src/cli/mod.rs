@@ -6,6 +6,7 @@ mod cache;
 mod check;
 pub(crate) mod chunk_server;
 mod console;
+mod dhcp;
 mod events;
 mod fleet;
 mod generate;
@@ -117,6 +118,7 @@ enum Command {
     Image(image::ImageCommand),
     Cache(cache::CacheCommand),
     Net(net::NetCommand),
+    Dhcp(dhcp::DhcpCommand),
     #[command(hide = true)]
     ChunkServer(chunk_server::ChunkServerCommand),
     Check(check::CheckCommand),
@@ -157,6 +159,7 @@ impl Cli {
             Command::Image(command) => command.run(&self.store),
             Command::Cache(command) => command.run(),
             Command::Net(command) => command.run(),
+            Command::Dhcp(command) => command.run(),
             Command::ChunkServer(command) => command.run(&self.store),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
@@ -248,6 +251,9 @@ pub enum CliError {
     /// Of the network.
     #[error(transparent)]
     Net(#[from] NetError),
+    /// Of the DHCP server.
+    #[error(transparent)]
+    Dhcp(#[from] dhcp::DhcpCommandError),
     /// Rights of a guest that do not go together.
     #[error("{0}")]
     Rights(String),
@@ -355,6 +361,7 @@ impl CliError {
             Self::Publish { source, .. } => transport_exit(source),
             Self::CacheCommand(error) => error.exit(),
             Self::Net(error) => net_exit(error),
+            Self::Dhcp(error) => error.exit(),
             Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
