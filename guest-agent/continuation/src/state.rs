@@ -159,7 +159,7 @@ pub struct ConnectionState {
 }
 
 /// Whether `a` is behind `b`, as sequence numbers go round (RFC 9293, section 3.4).
-fn is_after(a: u32, b: u32) -> bool {
+pub(crate) fn is_after(a: u32, b: u32) -> bool {
     (1..1 << 31).contains(&a.wrapping_sub(b))
 }
 

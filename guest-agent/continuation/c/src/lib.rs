@@ -258,7 +258,8 @@ pub unsafe extern "C" fn cont_exported(
 pub unsafe extern "C" fn cont_bytes_read(cont: *const Connection) -> u64 {
     // SAFETY: as the caller says.
     let cont = unsafe { cont.as_ref() };
-    cont.and_then(|cont| cont.live().ok()).map_or(0, |live| live.bytes_read())
+    cont.and_then(|cont| cont.live().ok())
+        .map_or(0, continuation::service::Continuation::bytes_read)
 }
 
 /// Bytes that were sent since the connection began.
@@ -269,7 +270,8 @@ pub unsafe extern "C" fn cont_bytes_read(cont: *const Connection) -> u64 {
 pub unsafe extern "C" fn cont_bytes_sent(cont: *const Connection) -> u64 {
     // SAFETY: as the caller says.
     let cont = unsafe { cont.as_ref() };
-    cont.and_then(|cont| cont.live().ok()).map_or(0, |live| live.bytes_sent())
+    cont.and_then(|cont| cont.live().ok())
+        .map_or(0, continuation::service::Continuation::bytes_sent)
 }
 
 /// The connection falls silent.

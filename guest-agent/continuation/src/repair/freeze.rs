@@ -12,7 +12,7 @@ use super::{
 };
 use crate::privilege::{Mode, Privilege};
 use crate::state::{
-    ConnectionState, MOST_QUEUED, Options, ReceiveQueue, SendQueue, Settings, Window,
+    ConnectionState, MOST_QUEUED, Options, ReceiveQueue, SendQueue, Settings, Window, is_after,
 };
 use crate::sys::{self, Length, SocketOption};
 
@@ -151,7 +151,12 @@ fn silence_and_read(
     let read_closed = inspect::read_closed(fd)?;
     let unacknowledged = length(Length::Unacknowledged)?;
     let unsent = length(Length::Unsent)?;
-    let window = read_window(fd)?;
+    let mut window = read_window(fd)?;
+    // What came out of order does not move, the peer sends it again; nor does what it said of the peer's window.
+    // With our window shut, as when memory is short, the kernel would not even take it.
+    if is_after(window.snd_wl1, receive.end) {
+        window.snd_wl1 = receive.end;
+    }
     let end = number(SEQUENCE)?;
     let send = SendQueue { end, unsent, bytes: peek(fd, unacknowledged, LARGEST_SEGMENT)? };
     let mss = number(SEGMENT)?;
