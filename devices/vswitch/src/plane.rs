@@ -120,7 +120,8 @@ pub type Seen = Box<dyn Waiter>;
 /// What carries the frames. Its [`Controller`](crate::Controller) calls it from one thread at a time, with
 /// what fits what was asked before.
 pub trait Plane: Send {
-    /// Whether there is such a port.
+    /// Whether there can be such a port. That there is one is seen at the latest when something is pointed
+    /// there.
     ///
     /// # Errors
     /// There is none.

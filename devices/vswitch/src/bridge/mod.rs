@@ -33,7 +33,8 @@ use crate::sys;
 /// What is behind a port.
 #[derive(Debug)]
 pub enum Role {
-    /// A guest, with the descriptor of its TAP, or a copy of it, if what is held for it can be taken back.
+    /// A guest, with the descriptor of its TAP, or a copy of it, if what is held for it can be taken back. The
+    /// interface then stays until the port is [detached](BridgeSwitch::detach).
     Guest(Option<OwnedFd>),
     /// A network: the bridge learns there, and lets every address in.
     Uplink,
@@ -203,8 +204,14 @@ impl BridgePlane {
         let now = if begins { before + 1 } else { before.saturating_sub(1) };
         if (before == 0) != (now == 0) {
             let flags = vec![InfoBridgePort::Locked(now == 0)];
-            links::set_port(&mut self.route, index, flags)
-                .map_err(PlaneError::kernel(format!("lock or unlock {}", attached.name)))?;
+            match links::set_port(&mut self.route, index, flags) {
+                // The old home is gone: what moves away from there moves all the same.
+                Err(error) if error.is(libc::ENODEV) => {}
+                done => {
+                    let what = format!("lock or unlock {}", attached.name);
+                    done.map_err(PlaneError::kernel(what))?;
+                }
+            }
         }
         attached.leaving = now;
         Ok(())

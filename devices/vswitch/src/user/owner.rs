@@ -24,7 +24,6 @@ const BATCH: usize = 64;
 pub(super) enum Order {
     AddPort { line: Box<dyn Line>, role: Role, answer: Sender<u32> },
     RemovePort { number: u32, answer: Sender<Result<(), PlaneError>> },
-    Known { number: u32, answer: Sender<bool> },
     Point { homes: Vec<(Vid, Option<u32>)>, answer: Sender<Result<(), (usize, PlaneError)>> },
     Hold { vid: Vid, to: u32, limit: Limit, answer: Sender<Result<(), PlaneError>> },
     Release { vid: Vid, commit: bool, answer: Sender<()> },
@@ -178,7 +177,6 @@ impl Owner {
                 self.lines.remove(&number);
                 let _ = answer.send(known(fabric.remove_port(number), number));
             }
-            Order::Known { number, answer } => _ = answer.send(fabric.has(number)),
             Order::Point { homes, answer } => {
                 let done = fabric.point(&homes);
                 let done = done

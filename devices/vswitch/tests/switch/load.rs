@@ -142,7 +142,7 @@ fn many_identifiers(rig: &mut Rig) {
     const COUNT: u32 = 8_192;
     rig.settle_guests();
     for prefix in [true, false] {
-        let home = |request: u32| 1 + usize::from(request % 3 == 0);
+        let home = |request: u32| 1 + usize::from(request.is_multiple_of(3));
         let changes: Vec<_> = (0..COUNT)
             .map(|request| Change::Add {
                 vid: form(prefix, request),

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod conformance;
+mod crashes;
 mod load;
-
 mod model;
 #[cfg(feature = "ovs")]
 mod ovs;

@@ -15,7 +15,6 @@ const ROOM: u32 = 3;
 #[derive(Clone, Debug)]
 enum Request {
     Change(Change),
-    /// `None`: a batch that cannot be, at this place.
     Sync(Vec<Change>),
     Hold(u16, usize, u64),
     Release(u16, u64),
@@ -23,12 +22,15 @@ enum Request {
     Send(u16),
 }
 
+/// What a request is made of: its kind, changes (kind, identifier, port), identifier, port, owner.
+type Drawn = (u8, Vec<(u8, u16, usize)>, u16, usize, u64);
+
 /// Port 3 is one that is gone.
 fn change() -> impl Strategy<Value = (u8, u16, usize)> {
     (0..3_u8, 0..VIDS, prop_oneof![9 => 0..3_usize, 1 => Just(3)])
 }
 
-fn request() -> impl Strategy<Value = (u8, Vec<(u8, u16, usize)>, u16, usize, u64)> {
+fn request() -> impl Strategy<Value = Drawn> {
     (0..12_u8, proptest::collection::vec(change(), 1..6), 0..VIDS, 0..3_usize, 0..2_u64)
 }
 
@@ -84,7 +86,7 @@ impl Model {
     }
 }
 
-fn check(requests: Vec<(u8, Vec<(u8, u16, usize)>, u16, usize, u64)>) {
+fn check(requests: Vec<Drawn>) {
     let mut rig = Rig::user();
     rig.settle_guests();
     let mut model = Model::default();

@@ -29,7 +29,7 @@ fn address(host: usize) -> IpAddr {
 }
 
 /// In a namespace of its own: tells who it is, waits for its wire, and makes itself a host.
-fn host(number: usize, tell: Sender<u32>, wired: Receiver<()>) -> Host {
+fn host(number: usize, tell: &Sender<u32>, wired: &Receiver<()>) -> Host {
     let thread = u32::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap();
     tell.send(thread).unwrap();
     wired.recv().unwrap();
@@ -56,7 +56,7 @@ fn hosts() -> Vec<Host> {
     for number in 0..HOSTS {
         let (tell, told) = channel();
         let (wire, wired) = channel();
-        let thread = thread::spawn(move || in_namespace(move || host(number, tell, wired)));
+        let thread = thread::spawn(move || in_namespace(move || host(number, &tell, &wired)));
         let pid = told.recv().unwrap();
         ip(&format!("link add hub{number} type veth peer name wire{number} netns {pid}"));
         ip(&format!("link set hub{number} master hub up"));
