@@ -127,7 +127,7 @@ fn balance(routes: &FileRoutes, secret: [u8; 16], servers: u32, policy: Policy, 
             let requests = u32::try_from(served.saturating_sub(before)).unwrap_or(u32::MAX);
             match owned.first() {
                 Some(range) => {
-                    active.push((*range, peer, f64::from(requests) / window.as_secs_f64(), owned))
+                    active.push((*range, peer, f64::from(requests) / window.as_secs_f64(), owned));
                 }
                 None => spare.push(peer),
             }

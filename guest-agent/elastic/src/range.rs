@@ -181,13 +181,12 @@ mod tests {
 
         #[test]
         fn halves_join(whole in range()) {
-            match whole.halves() {
-                Some((low, high)) => {
-                    prop_assert!(!low.overlaps(high));
-                    prop_assert_eq!(low.joined(high), Some(whole));
-                    prop_assert_eq!(high.joined(low), Some(whole));
-                }
-                None => prop_assert_eq!(whole.first, whole.last),
+            if let Some((low, high)) = whole.halves() {
+                prop_assert!(!low.overlaps(high));
+                prop_assert_eq!(low.joined(high), Some(whole));
+                prop_assert_eq!(high.joined(low), Some(whole));
+            } else {
+                prop_assert_eq!(whole.first, whole.last);
             }
         }
     }

@@ -326,7 +326,7 @@ impl Shared {
                     }
                     Action::Send(to, message) => self.send(to, message),
                     Action::Answer(origin, session, seq, outcome) => {
-                        answers.push((origin, session, seq, outcome))
+                        answers.push((origin, session, seq, outcome));
                     }
                     Action::Ask(ask) => _ = self.asks.send(ask), // to a thread that ends with us
                     Action::Ended(id, end) => {
@@ -465,7 +465,9 @@ impl Shared {
             Command::Abort => {
                 self.with(|node| {
                     let ids: Vec<_> = node.outgoing().map(|(id, ..)| id).collect();
-                    ids.into_iter().for_each(|id| node.abort(id));
+                    for id in ids {
+                        node.abort(id);
+                    }
                 });
                 self.until(|node| node.outgoing().count() == 0)
             }
@@ -532,13 +534,12 @@ impl Shared {
         let command = Command::Move(self.config.me);
         let local =
             self.local.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).and_then(live);
-        let report = match local {
-            Some(peer) => peer.command(&command),
-            None => {
-                let address = self.routes.address(peer).unwrap_or_default();
-                crate::client::command(&address, self.config.secret, &command)
-                    .map_err(|error| ServerError::Refused(peer, error.to_string()))?
-            }
+        let report = if let Some(peer) = local {
+            peer.command(&command)
+        } else {
+            let address = self.routes.address(peer).unwrap_or_default();
+            crate::client::command(&address, self.config.secret, &command)
+                .map_err(|error| ServerError::Refused(peer, error.to_string()))?
         };
         match report {
             Report::Done => Ok(()),

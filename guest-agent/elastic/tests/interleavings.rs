@@ -183,7 +183,7 @@ impl World {
             }
             match action {
                 Action::Send(to, message) => {
-                    self.network.push(Packet::Peer(number, to.0 as usize, message))
+                    self.network.push(Packet::Peer(number, to.0 as usize, message));
                 }
                 Action::Answer(origin, _, seq, outcome) => {
                     self.network.push(Packet::Answer(origin.connection as usize, seq, outcome));
@@ -224,10 +224,10 @@ impl World {
         }
         match packet {
             Packet::Peer(from, to, message) => {
-                self.with(to, |node| node.message(Peer(from as u32), message))
+                self.with(to, |node| node.message(Peer(from as u32), message));
             }
             Packet::Request(to, origin, request) => {
-                self.with(to, |node| node.request(origin, request))
+                self.with(to, |node| node.request(origin, request));
             }
             Packet::Answer(client, seq, outcome) => self.answer(client, seq, outcome),
         }

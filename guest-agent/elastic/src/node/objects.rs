@@ -30,7 +30,7 @@ pub struct Session {
 /// Objects with their keys, and sessions.
 #[derive(Debug, Clone, Default)]
 pub struct Objects {
-    objects: BTreeMap<Key, Bytes>,
+    by_key: BTreeMap<Key, Bytes>,
     /// With the time of the write, in milliseconds.
     sessions: BTreeMap<u64, (Session, u64)>,
     /// When it was last tried to forget sessions.
@@ -40,14 +40,14 @@ pub struct Objects {
 impl Objects {
     /// The object of this key.
     pub fn get(&self, key: &Key) -> Option<&Bytes> {
-        self.objects.get(key)
+        self.by_key.get(key)
     }
 
     /// Sets or removes an object; whether it existed.
     pub fn set(&mut self, key: Key, value: Option<Bytes>) -> bool {
         match value {
-            Some(value) => self.objects.insert(key, value).is_some(),
-            None => self.objects.remove(&key).is_some(),
+            Some(value) => self.by_key.insert(key, value).is_some(),
+            None => self.by_key.remove(&key).is_some(),
         }
     }
 
@@ -55,7 +55,7 @@ impl Objects {
     pub(super) fn next(&self, range: Range, after: Option<&Key>) -> Option<&Key> {
         let lowest = Key::lowest(range.first());
         let start = after.map_or(Bound::Included(&lowest), Bound::Excluded);
-        let (key, _) = self.objects.range((start, Bound::Unbounded)).next()?;
+        let (key, _) = self.by_key.range((start, Bound::Unbounded)).next()?;
         range.contains(key.id()).then_some(key)
     }
 
@@ -91,10 +91,10 @@ impl Objects {
 
     /// Removes and returns what is in `range`.
     pub fn take(&mut self, range: Range) -> BTreeMap<Key, Bytes> {
-        let mut taken = self.objects.split_off(&Key::lowest(range.first()));
+        let mut taken = self.by_key.split_off(&Key::lowest(range.first()));
         if let Some(next) = range.last().checked_add(1) {
             let mut rest = taken.split_off(&Key::lowest(next));
-            self.objects.append(&mut rest);
+            self.by_key.append(&mut rest);
         }
         taken
     }
@@ -104,13 +104,13 @@ impl Objects {
         for session in other.sessions() {
             self.remember(session, now);
         }
-        self.objects.append(&mut other.objects);
+        self.by_key.append(&mut other.by_key);
     }
 
     /// How many objects there are in `range`, and the bytes of their values.
     pub fn size(&self, range: Range) -> (u64, u64) {
         let mine = self
-            .objects
+            .by_key
             .range(Key::lowest(range.first())..)
             .take_while(|(key, _)| range.contains(key.id()));
         mine.fold((0, 0), |(count, bytes), (_, value)| (count + 1, bytes + value.len() as u64))
@@ -118,6 +118,6 @@ impl Objects {
 
     /// All objects.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Bytes)> {
-        self.objects.iter()
+        self.by_key.iter()
     }
 }

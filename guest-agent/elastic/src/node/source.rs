@@ -149,16 +149,14 @@ impl Source {
             let key = match self.dirty.pop_first() {
                 Some(key) => key,
                 None if self.passed => break,
-                None => match objects.next(self.range, self.cursor.as_ref()) {
-                    Some(key) => {
-                        self.cursor = Some(key.clone());
-                        key.clone()
-                    }
-                    None => {
+                None => {
+                    let Some(key) = objects.next(self.range, self.cursor.as_ref()) else {
                         self.passed = true;
                         break;
-                    }
-                },
+                    };
+                    self.cursor = Some(key.clone());
+                    key.clone()
+                }
             };
             let value = objects.get(&key).cloned();
             room = room.saturating_sub(
@@ -271,7 +269,7 @@ impl Node {
         let Some(source) = self.sources.get_mut(&id) else { return };
         match source.phase {
             Phase::Beginning | Phase::Copying | Phase::Frozen { finished: false, .. } => {
-                self.give_up(id)
+                self.give_up(id);
             }
             // The peer may be ready, and then asks nobody but the routes: they must tell it.
             Phase::Frozen { finished: true, .. } | Phase::Committing { .. } => {
@@ -341,18 +339,18 @@ impl Node {
                 Reply::Is { home: Some(home), epoch } if home == peer => self.committed(id, epoch),
                 // A commit that is refused because of its epoch can no more be made.
                 Reply::Is { home: Some(home), epoch } if home == me && epoch > source.epoch => {
-                    self.resume(id, epoch)
+                    self.resume(id, epoch);
                 }
                 Reply::Done(epoch) => self.resume(id, epoch),
                 Reply::Is { home: Some(home), .. } if home == me => {}
                 Reply::Is { .. } | Reply::Unknown => self.lose(id),
             },
-            (Phase::Forwarding { adopted, since, .. }, Ask::Settled { .. }, Reply::Done(_)) => {
-                // A peer that does not say so looked up the commit, or will when it starts again.
-                if adopted || self.now >= since + self.limits.patience {
-                    self.sources.remove(&id);
-                    self.actions.push(Action::Ended(id, End::Done));
-                }
+            // A peer that does not say that it adopted looked up the commit, or will when it starts again.
+            (Phase::Forwarding { adopted, since, .. }, Ask::Settled { .. }, Reply::Done(_))
+                if adopted || self.now >= since + self.limits.patience =>
+            {
+                self.sources.remove(&id);
+                self.actions.push(Action::Ended(id, End::Done));
             }
             (Phase::Listing, Ask::Mirror { complete: true, .. }, Reply::Done(_)) => {
                 source.phase = Phase::Live;
@@ -397,10 +395,10 @@ impl Node {
             Phase::Frozen { since, .. } | Phase::Committing { since }
                 if now >= since + limits.freeze =>
             {
-                self.abort(id)
+                self.abort(id);
             }
             Phase::Live | Phase::Listing if overdue && source.safe < source.writes => {
-                self.abort(id)
+                self.abort(id);
             }
             _ if !again => {}
             Phase::Beginning => self.tell(peer, id, Step::Begin { kind, range, epoch }),

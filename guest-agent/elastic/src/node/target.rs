@@ -1,10 +1,8 @@
 //! The receiving side of a transfer.
 
-use bytes::Bytes;
-
-use super::{Action, Chunk, Held, Kind, Node, Objects, Record, Session, Step, TRANSFERS_MAX};
+use super::{Action, Chunk, Held, Kind, Node, Objects, Record, Step, TRANSFERS_MAX};
 use crate::TransferId;
-use crate::range::{Key, Range};
+use crate::range::Range;
 use crate::routes::{Ask, Reply};
 
 /// How far it is.
@@ -28,7 +26,7 @@ pub(super) struct Target {
     applied: u64,
     staged: Objects,
     /// What a mirror received, but cannot use yet.
-    partial: Vec<(Vec<(Key, Option<Bytes>)>, Vec<Session>)>,
+    partial: Vec<Chunk>,
     /// Requests that arrived before the commit.
     pub(super) held: Held,
     /// It was a mirror, and asked to become the owner.
@@ -74,17 +72,19 @@ impl Target {
             return false;
         }
         self.received += 1;
-        let inside = chunk.objects.iter().filter(|(key, _)| self.range.contains(key.id()));
-        self.partial.push((inside.cloned().collect(), chunk.sessions.clone()));
+        self.partial.push(chunk.clone());
         // A mirror may become the owner at any moment, so its copy must be one of one moment. What is moved
         // is used when it is complete.
         if chunk.whole || self.kind == Kind::Move {
             self.applied = self.received;
-            for (objects, sessions) in self.partial.drain(..) {
-                for (key, value) in objects {
-                    self.staged.set(key, value);
+            for chunk in self.partial.drain(..) {
+                for (key, value) in chunk.objects {
+                    // Whatever a peer sends, nothing of another range.
+                    if self.range.contains(key.id()) {
+                        self.staged.set(key, value);
+                    }
                 }
-                for session in sessions {
+                for session in chunk.sessions {
                     self.staged.remember(session, now);
                 }
             }
@@ -180,13 +180,17 @@ impl Node {
     pub(super) fn target_routed(&mut self, ask: &Ask, reply: Reply) {
         let id = ask.transfer();
         let Some(target) = self.targets.get(&id) else { return };
+        if target.phase == Phase::Receiving {
+            // Of a mirror that asks whether its home is still one.
+            if let (Kind::Mirror, Reply::Is { home, .. }) = (target.kind, reply)
+                && home != Some(id.source)
+            {
+                self.forget(id);
+            }
+            return;
+        }
         match (ask, reply) {
             (_, Reply::Unknown) => {}
-            (Ask::Lookup { .. }, Reply::Is { home, .. }) if target.phase == Phase::Receiving => {
-                if target.kind == Kind::Mirror && home != Some(id.source) {
-                    self.forget(id);
-                }
-            }
             (Ask::Promote { .. }, Reply::Done(epoch)) => self.adopt(id, Some(epoch)),
             (_, Reply::Is { home, epoch }) if home == Some(self.me) => self.adopt(id, Some(epoch)),
             // As it was when the transfer began: the commit may still come, but a promotion was refused.
