@@ -5,6 +5,7 @@ mod common;
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -53,7 +54,7 @@ fn a_server_without_privilege_moves_its_clients_with_the_helpers() {
     // The helper is in the network of a home, as it would be in a guest's.
     let helper = lab.homes[0].run(|| Helper::start(Path::new(PROGRAM)).unwrap());
     let helper: Arc<dyn Privilege> = Arc::new(helper);
-    let mut homes = Homes::with(helper, lab);
+    let mut homes = Homes::with(&helper, lab);
     let client = Client::start(homes.connect(SERVICE.parse().unwrap()), Load::Paced);
     for _ in 0..repeats(10, 100) {
         assert!(client.goes_on(256));
@@ -116,7 +117,6 @@ fn it_serves_who_may_connect() {
     let udp = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let error = helper.buffers(udp.as_fd(), 1, 1).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EPROTOTYPE));
-    use std::os::unix::fs::PermissionsExt;
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
     child.kill().unwrap();
     child.wait().unwrap();

@@ -18,6 +18,7 @@ use common::{Homes, repeats};
 use continuation::mover::Route;
 use continuation::repair::{self, RepairError};
 use continuation::state::ConnectionState;
+use rustix::net::{AddressFamily, Protocol, SocketType};
 
 fn option(socket: impl AsFd, level: i32, name: i32) -> u32 {
     let mut value: u32 = 0;
@@ -196,7 +197,6 @@ fn what_cannot_move_is_refused_by_name() {
     let (_, error) = refusal(&lab, server);
     assert!(matches!(error, RepairError::NotEstablished(_)), "{error}");
 
-    use rustix::net::{AddressFamily, Protocol, SocketType};
     let number = std::num::NonZero::new(262).unwrap();
     let mptcp = Some(Protocol::from_raw(number));
     // A kernel may be without it.
@@ -239,7 +239,6 @@ fn a_connection_with_signed_segments_is_refused() {
         return; // a kernel without it
     }
     let client = lab.client.run(|| {
-        use rustix::net::{AddressFamily, SocketType};
         let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
         assert!(set(&socket, [10, 7, 0, 100]));
         let address: std::net::SocketAddr = SERVICE.parse().unwrap();

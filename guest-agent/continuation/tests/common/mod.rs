@@ -20,7 +20,7 @@ use std::thread;
 use std::time::Duration;
 
 use continuation::mover::{Destination, Limits, Route, Times};
-use continuation::privilege::{Own, Privilege};
+use continuation::privilege::Privilege;
 
 use network::Lab;
 use server::{Handle, Order, Server};
@@ -42,12 +42,12 @@ pub struct Homes {
 
 impl Homes {
     pub fn new() -> Self {
-        Self::with(Arc::new(Own), Lab::new())
+        Self::with(&single::own(), Lab::new())
     }
 
-    pub fn with(privilege: Arc<dyn Privilege>, lab: Lab) -> Self {
+    pub fn with(privilege: &Arc<dyn Privilege>, lab: Lab) -> Self {
         let servers = [0, 1].map(|home| {
-            let (server, handle) = Server::new(Arc::clone(&privilege)).unwrap();
+            let (server, handle) = Server::new(Arc::clone(privilege)).unwrap();
             let namespace = lab.homes[home].another();
             thread::spawn(move || {
                 namespace.enter();
@@ -61,7 +61,7 @@ impl Homes {
                 other => Err(format!("port {other} does not move here")),
             };
             let limits = Limits { patience: Duration::from_secs(5), ..Limits::default() };
-            Arc::new(Destination::new(Arc::clone(&privilege), limits, Box::new(policy)))
+            Arc::new(Destination::new(Arc::clone(privilege), limits, Box::new(policy)))
         });
         Self { lab, servers, destinations, at: 0 }
     }
