@@ -292,3 +292,99 @@ impl Write for Continuation {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::state::tests::sample;
+
+    /// A client's end, and a continuation of the server's.
+    fn pair() -> (TcpStream, Continuation) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (client, Continuation::create(listener.accept().unwrap().0))
+    }
+
+    #[test]
+    fn only_what_was_done_is_exported() {
+        let (mut client, mut server) = pair();
+        client.write_all(b"abcd").unwrap();
+        server.read_exact(&mut [0; 4]).unwrap();
+        server.write_all(b"ABC").unwrap();
+        for (read, sent) in [(5, 0), (0, 4), (u64::MAX, 0)] {
+            let error = server.export(b"", read, sent).unwrap_err();
+            assert!(matches!(error, ServiceError::Offsets { read_now: 4, sent_now: 3, .. }));
+        }
+        server.export(b"state", 3, 2).unwrap();
+        assert!(server.export(b"", 2, 2).is_err(), "it is behind the last");
+        let export = Export { state: b"state".to_vec(), read: 3, sent: 2 };
+        assert_eq!(server.exported(), &export);
+        assert_eq!((server.bytes_read(), server.bytes_sent()), (4, 3));
+        let error = server.export(&vec![0; MOST_STATE + 1], 3, 2).unwrap_err();
+        assert!(matches!(error, ServiceError::State(_)));
+    }
+
+    #[test]
+    fn queues_are_cut_to_the_last_export_and_nothing_is_sent_twice() {
+        let (mut client, mut server) = pair();
+        client.write_all(b"abcd").unwrap();
+        server.read_exact(&mut [0; 4]).unwrap();
+        server.write_all(b"ABCD").unwrap();
+        server.export(b"one", 1, 1).unwrap();
+        // Its kernel has the last three bytes, of which one was not sent.
+        let mut state = sample();
+        state.send.bytes = b"BCD".to_vec();
+        state.receive.bytes = b"ef".to_vec();
+        let end = state.send.end;
+        let blob = server.cut(&mut state);
+        assert_eq!(state.receive.bytes, b"bcdef");
+        assert_eq!((&state.send.bytes[..], state.send.unsent), (&b"BC"[..], 0));
+        assert_eq!(state.send.end, end - 1);
+        let (mut client, stream) = {
+            let (client, server) = pair();
+            (client, server.stream)
+        };
+        let mut server = Continuation::import(stream, &blob).unwrap();
+        assert_eq!(server.exported(), &Export { state: b"one".to_vec(), read: 1, sent: 1 });
+        // "BC" were sent; the new server writes them all the same.
+        server.write_all(b"BCDE").unwrap();
+        assert_eq!(server.bytes_sent(), 5);
+        let mut found = [0; 2];
+        client.read_exact(&mut found).unwrap();
+        assert_eq!(&found, b"DE");
+        // One that writes something else is found out, before a byte is sent.
+        let (_client, server) = pair();
+        let mut server = Continuation::import(server.stream, &blob).unwrap();
+        let error = server.write(b"Bx").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn who_exports_too_seldom_moves_after_the_next_export() {
+        let (client, mut server) = pair();
+        let reader = std::thread::spawn(move || io::copy(&mut &client, &mut io::sink()).unwrap());
+        server.write_all(&vec![0; MOST_LOGGED + 1]).unwrap();
+        let sent = server.bytes_sent();
+        assert_eq!(sent, MOST_LOGGED as u64 + 1);
+        let privilege: Arc<dyn Privilege> = Arc::new(crate::privilege::Own);
+        let (mut server, error) = server.freeze(&privilege).unwrap_err();
+        assert!(matches!(error, ServiceError::NotExported));
+        server.export(b"", 0, sent).unwrap();
+        assert!(!server.is_lost);
+        drop(server);
+        assert_eq!(reader.join().unwrap(), sent);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100), head in any::<bool>()) {
+            let mut blob = if head { [&MAGIC[..], &VERSION.to_le_bytes()].concat() } else { Vec::new() };
+            blob.extend(bytes);
+            let _ = Continuation::check_import(&blob);
+        }
+    }
+}
