@@ -137,6 +137,9 @@ fn sum_of(pieces: &[Bytes]) -> u64 {
 
 /// Writes all pieces with few calls.
 pub(crate) fn write_pieces(to: &mut impl Write, pieces: &[Bytes]) -> io::Result<()> {
+    if let [piece] = pieces {
+        return to.write_all(piece);
+    }
     for group in pieces.chunks(512) {
         let mut slices: Vec<_> = group.iter().map(|piece| IoSlice::new(piece)).collect();
         let mut slices = slices.as_mut_slice();

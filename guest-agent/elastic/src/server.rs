@@ -309,6 +309,15 @@ fn live(shared: &Weak<Shared>) -> Option<Arc<Shared>> {
 impl Shared {
     /// Lets the node do something, and does what it says.
     fn with<T>(self: &Arc<Self>, act: impl FnOnce(&mut Node) -> T) -> T {
+        self.with_client(None, act)
+    }
+
+    /// As [`Self::with`], for a thread that has a client's connection at hand.
+    fn with_client<T>(
+        self: &Arc<Self>,
+        client: Option<(u64, &Mutex<TcpStream>)>,
+        act: impl FnOnce(&mut Node) -> T,
+    ) -> T {
         let mut answers = Vec::new();
         let result = {
             let mut state = lock(&self.state);
@@ -339,7 +348,12 @@ impl Shared {
             result
         };
         for (origin, session, seq, outcome) in answers {
-            self.answer(origin, session, seq, outcome);
+            match client {
+                Some((number, stream)) if number == origin.connection => {
+                    self.reply(stream, session, seq, outcome);
+                }
+                _ => self.answer(origin, session, seq, outcome),
+            }
         }
         result
     }
@@ -349,7 +363,12 @@ impl Shared {
             let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
             clients.get(&origin.connection).cloned()
         };
-        let Some(stream) = stream else { return };
+        if let Some(stream) = stream {
+            self.reply(&stream, session, seq, outcome);
+        }
+    }
+
+    fn reply(&self, stream: &Mutex<TcpStream>, session: u64, seq: u64, outcome: Outcome) {
         let address = match &outcome {
             Outcome::Moved { home: Some(home), .. } => {
                 self.routes.address(*home).unwrap_or_default()
@@ -357,7 +376,7 @@ impl Shared {
             _ => String::new(),
         };
         let frame = Encoded::new(&Frame::Answer { session, seq, outcome, address });
-        let mut stream = lock(&stream);
+        let mut stream = lock(stream);
         if write_pieces(&mut *stream, frame.pieces()).is_err() {
             let _ = stream.shutdown(std::net::Shutdown::Both); // its reader sees it
         }
@@ -439,7 +458,7 @@ impl Shared {
             match (frame, peer) {
                 (Frame::Request(request), None) => {
                     let origin = Origin { peer: me, connection: number, hops: 0 };
-                    self.with(|node| node.request(origin, request));
+                    self.with_client(Some((number, &stream)), |node| node.request(origin, request));
                 }
                 (Frame::Peer(message), Some(peer)) => self.with(|node| node.message(peer, message)),
                 (Frame::Command(text), _) if trusted => {

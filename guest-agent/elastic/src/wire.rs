@@ -88,16 +88,22 @@ pub struct Encoded {
 impl Encoded {
     /// `frame`, with its header.
     pub fn new(frame: &Frame) -> Self {
-        let mut body = Self::default();
-        let kind = body.frame(frame);
-        body.flush();
-        let length: usize = body.pieces.iter().map(Bytes::len).sum();
-        let mut header = BytesMut::with_capacity(HEADER);
-        header.put_u8(kind);
+        let mut whole = Self { pieces: Vec::with_capacity(1), last: BytesMut::with_capacity(256) };
+        whole.last.put_bytes(0, HEADER);
+        let kind = whole.frame(frame);
+        let length = whole.pieces.iter().map(Bytes::len).sum::<usize>() + whole.last.len() - HEADER;
         // What is too long for the field is above FRAME_MAX, and the receiver refuses it.
-        header.put_u32_le(u32::try_from(length).unwrap_or(u32::MAX));
-        body.pieces.insert(0, header.freeze());
-        body
+        let [a, b, c, d] = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+        let header = [kind, a, b, c, d];
+        if whole.pieces.is_empty() {
+            whole.last[..HEADER].copy_from_slice(&header);
+        } else {
+            let mut first = BytesMut::from(&whole.pieces[0][..]);
+            first[..HEADER].copy_from_slice(&header);
+            whole.pieces[0] = first.freeze();
+        }
+        whole.flush();
+        whole
     }
 
     /// The bytes in their order.

@@ -60,7 +60,7 @@ impl Load {
             let choice = usize::try_from(random >> 40).unwrap();
             let mut key = choice % KEYS;
             let name = |key: usize| format!("key {key}").into_bytes();
-            if choice / KEYS % 2 == 0 {
+            if (choice / KEYS).is_multiple_of(2) {
                 let floor = self.history[key].lock().unwrap().floor;
                 let value = client.get(&name(key)).unwrap();
                 let mut history = self.history[key].lock().unwrap();
@@ -83,7 +83,7 @@ impl Load {
                 if key >= KEYS {
                     continue;
                 }
-                let put = choice / KEYS / 2 % 4 != 0;
+                let put = !(choice / KEYS / 2).is_multiple_of(4);
                 let (version, before) = {
                     let mut history = self.history[key].lock().unwrap();
                     history.versions.push(put);
@@ -233,9 +233,9 @@ fn servers_that_are_killed_lose_no_acknowledged_write() {
     let folder = tempfile::tempdir().unwrap();
     let routes = FileRoutes::new(folder.path());
     let shared: Arc<dyn Routes> = Arc::new(routes.clone());
-    let mut servers = vec![serve(folder.path(), 0), serve(folder.path(), 1)];
+    let mut servers = [serve(folder.path(), 0), serve(folder.path(), 1)];
     let load = Load::new();
-    let kills = if std::env::var_os("VMM_TEST_LONG").is_some() { 300 } else { 18 };
+    let kills = if std::env::var_os("VMM_TEST_LONG").is_some() { 300 } else { 12 };
     let requests = load.run(&shared, 3, || {
         thread::sleep(Duration::from_millis(100));
         for round in 0..kills {
