@@ -110,14 +110,17 @@ impl Form {
 
     /// The service and the request of `vid`, if it is an identifier of this form.
     pub fn parts(self, vid: Vid) -> Option<(u32, u32)> {
-        let [first, b, c, d, e, f] = vid.bytes();
+        let [first, ref rest @ ..] = vid.bytes();
         if first & 0x0f != MARK {
             return None;
         }
-        let upper = u32::from_be_bytes([0, first >> 4, b, c]);
+        let [upper @ .., middle, low, lowest] = *rest;
+        let upper = u32::from_be_bytes([0, first >> 4, upper[0], upper[1]]);
         Some(match self {
-            Self::Prefix => (upper, u32::from_be_bytes([0, d, e, f])),
-            Self::Suffix => (u32::from_be_bytes([0, 0, e, f]), (upper << 8) | u32::from(d)),
+            Self::Prefix => (upper, u32::from_be_bytes([0, middle, low, lowest])),
+            Self::Suffix => {
+                (u32::from_be_bytes([0, 0, low, lowest]), (upper << 8) | u32::from(middle))
+            }
         })
     }
 
@@ -127,10 +130,9 @@ impl Form {
             Self::Prefix => (service, request),
             Self::Suffix => (request >> 8, ((request & 0xff) << 16) | service),
         };
-        let [_, a, b, c] = upper.to_be_bytes();
-        let [_, d, e, f] = lower.to_be_bytes();
-        Vid::new([(a << 4) | MARK, b, c, d, e, f])
-            .expect("the mark is that of a local unicast address")
+        let ([_, first, upper @ ..], [_, lower @ ..]) = (upper.to_be_bytes(), lower.to_be_bytes());
+        let bytes = [(first << 4) | MARK, upper[0], upper[1], lower[0], lower[1], lower[2]];
+        Vid::new(bytes).expect("the mark is that of a local unicast address")
     }
 }
 
@@ -367,7 +369,6 @@ impl fmt::Display for Address {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use proptest::prelude::*;
 

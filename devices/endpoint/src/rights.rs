@@ -124,7 +124,6 @@ fn is_own(own: &[Range], range: Range) -> Result<(), Forbidden> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
     use crate::range::Form;

@@ -29,7 +29,9 @@ impl Table {
     /// One of these records and owners.
     pub fn new(records: Vec<Record>, owners: Vec<Owner>) -> Self {
         let mut table = Self { owners: owners.into_iter().collect(), ..Self::default() };
-        records.into_iter().for_each(|record| table.put(record));
+        for record in records {
+            table.put(record);
+        }
         table
     }
 
@@ -140,7 +142,6 @@ impl Table {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use proptest::collection::vec;
     use proptest::prelude::*;

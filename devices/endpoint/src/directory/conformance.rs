@@ -1,6 +1,4 @@
 //! What every directory does, however it is made.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -87,7 +85,7 @@ fn others_are_named(directory: &dyn Directory) {
         |record: Record| directory.change(&b, &Change::announce(vec![record])).unwrap_err();
     let error = wanted(record("kv", "h2/p", &b).with_range(part));
     assert!(
-        matches!(&error, DirectoryError::Overlap { owner, .. } if *owner == a.owner),
+        matches!(&error, DirectoryError::Overlap { held, .. } if held.owner == a.owner),
         "{error}"
     );
 

@@ -196,7 +196,6 @@ impl Directory for LocalDirectory {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
     use crate::directory::conformance;

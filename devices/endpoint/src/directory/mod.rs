@@ -35,19 +35,14 @@ pub const MOST_CHANGES: usize = 60;
 pub enum DirectoryError {
     /// Somebody else has identifiers of this range.
     #[error(
-        "{range} overlaps {held} of {service}, which {owner} has at {home}: ask there for a split"
+        "{range} overlaps {} of {}, which {} has at {}: ask there for a split",
+        .held.range, .held.service, .held.owner, .held.home
     )]
     Overlap {
         /// What was wanted.
         range: Range,
         /// What there is.
-        held: Range,
-        /// The service of that.
-        service: Name,
-        /// Its owner.
-        owner: Owner,
-        /// Its home.
-        home: Home,
+        held: Box<Record>,
     },
     /// Another service's name has the same hash.
     #[error("the names {name} and {other} have the same identifiers: take another name")]

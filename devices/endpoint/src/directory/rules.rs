@@ -50,9 +50,7 @@ pub(super) fn check(
         }
         let of_this_change = new.iter().find(|other| other.range.overlaps(range));
         if let Some(held) = known.overlapping(range).find(stays).or(of_this_change) {
-            let (owner, home) = (held.owner.clone(), held.home.clone());
-            let (service, held) = (held.service.clone(), held.range);
-            return Err(DirectoryError::Overlap { range, held, service, owner, home });
+            return Err(DirectoryError::Overlap { range, held: Box::new(held.clone()) });
         }
         if let Some(&address) = reserved.iter().find(|address| range.contains(**address)) {
             return Err(DirectoryError::Reserved { range, address });

@@ -145,7 +145,7 @@ pub enum Answer {
     /// There is no answer: it may be done, now or later.
     Unanswered,
     /// The record as the directory has it; none if the range is not announced any more.
-    Record(Option<Record>),
+    Record(Option<Box<Record>>),
 }
 
 /// One side of a move.
@@ -337,11 +337,11 @@ impl Move {
     fn answered(&mut self, answer: Answer) -> Vec<Action> {
         match self.step {
             Step::Claiming | Step::Redirecting => match answer {
-                Answer::Record(Some(record)) => self.recorded(record),
+                Answer::Record(Some(record)) => self.recorded(*record),
                 _ => self.undo(),
             },
             Step::Committing | Step::Undoing => match answer {
-                Answer::Record(Some(record)) => self.seen(record),
+                Answer::Record(Some(record)) => self.seen(*record),
                 Answer::Record(None) => self.superseded(),
                 _ => vec![self.go(self.step, Task::Look)],
             },

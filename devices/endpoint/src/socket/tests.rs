@@ -1,5 +1,3 @@
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::fs::File;
 use std::process::Command;
 use std::thread;
@@ -10,8 +8,8 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use super::*;
 use crate::directory::conformance::{home, name, open};
 use crate::directory::local::LocalDirectory;
+use crate::frames::Segment;
 use crate::frames::packet::Interface;
-use crate::frames::{Port, Segment};
 use crate::range::Form;
 
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,7 +41,7 @@ impl World {
     }
 }
 
-fn port(segment: &Segment, number: u8) -> Box<Port> {
+fn port(segment: &Segment, number: u8) -> Box<dyn Frames> {
     Box::new(segment.port([2, 0, 0, 0, 0, number]))
 }
 

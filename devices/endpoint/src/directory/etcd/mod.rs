@@ -145,6 +145,7 @@ fn answer<T: Send + 'static>(
     receiver.recv().map_err(|_| unreachable("its thread has ended"))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "errors are mapped by it")]
 fn unreachable(why: impl ToString) -> DirectoryError {
     DirectoryError::Unreachable(why.to_string())
 }

@@ -1,6 +1,4 @@
 //! With servers of etcd that the tests start, on loopback.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
