@@ -7,6 +7,7 @@
 mod common;
 
 mod bridge;
+mod dhcp;
 mod given;
 mod nat;
 
