@@ -67,6 +67,8 @@ pub(super) struct Plan {
     /// The same while they are put in their places.
     moved: std::cell::UnsafeCell<Vec<RawFd>>,
     gate: RawFd,
+    /// The other end of the gate, its parent's.
+    opener: RawFd,
     report: RawFd,
     own_session: bool,
     ends_by: Option<i32>,
@@ -85,15 +87,16 @@ impl Plan {
             moved: vec![-1; files.len()].into(),
             files,
             gate: -1,
+            opener: -1,
             report: -1,
             own_session: false,
             ends_by: None,
         }
     }
 
-    /// It waits at `gate` for a word, and writes to `report` what goes wrong.
-    pub fn gate(self, gate: RawFd, report: RawFd) -> Self {
-        Self { gate, report, ..self }
+    /// It waits at `gate` for a word, which comes by `opener`, and writes to `report` what goes wrong.
+    pub fn gate(self, gate: RawFd, opener: RawFd, report: RawFd) -> Self {
+        Self { gate, opener, report, ..self }
     }
 
     /// Whether it has a session of its own.
@@ -112,10 +115,14 @@ impl Plan {
 /// # Safety
 /// This is a new process of one thread, in a copy of the memory of the one that made `plan`.
 pub(super) unsafe fn run(plan: &Plan) -> ! {
-    // Or it would wait for ever, with all that is open in its parent, should that die now: it has a copy of the
-    // other end of the gate, and so has every process that is being started beside it.
+    // Or it would wait for ever, with all that is open in its parent, should that die now: a process that is being
+    // started beside it has a copy of the other end of the gate, too.
     // SAFETY: a system call.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // Should it have died before this: nobody else has that end for long, since of those beside it only the younger
+    // have it, and nobody has the youngest's.
+    // SAFETY: a system call, on a descriptor of which this process has a copy of its own.
+    unsafe { libc::close(plan.opener) };
     let mut word = 0u8;
     // SAFETY: a system call on this process' own memory and descriptors, by a function of the C library
     // that does nothing else.

@@ -147,7 +147,7 @@ impl<'a> Jail<'a> {
             (strings(&program.arguments)?, strings(&program.environment)?);
         let files = program.standard.iter().chain(&program.files).map(AsRawFd::as_raw_fd);
         let plan = Plan::new(&arguments, &environment, files.collect())
-            .gate(gate.as_raw_fd(), report.as_raw_fd())
+            .gate(gate.as_raw_fd(), open.as_raw_fd(), report.as_raw_fd())
             .own_session(self.spec.own_session)
             .ends_by(self.spec.ends_by);
         let (pid, process) = self.clone(&plan)?;

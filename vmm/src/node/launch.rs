@@ -10,7 +10,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::thread;
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+};
 
 use super::group;
 use super::pool::Held;
@@ -42,14 +44,10 @@ pub struct Launcher {
 /// A process that was started.
 #[derive(Debug)]
 pub struct Launched {
-    /// Its number.
-    pub pid: u32,
     /// A handle of it.
     pub process: OwnedFd,
     /// The agent's end of its link.
     pub link: Link,
-    /// Where it is on the network.
-    pub network: Option<VmNetwork>,
 }
 
 /// What a VM is started as.
@@ -150,9 +148,17 @@ impl Launcher {
     /// Starts the process of a VM. It is of a process group of its own, so that what ends the agent at a
     /// terminal does not end it.
     ///
+    /// `known` is told its number and where it is on the network, before it is given anything: what it notes
+    /// then, an agent that comes after this one finds. Until it is given what it needs, the process ends
+    /// with this one.
+    ///
     /// # Errors
-    /// The system's.
-    pub fn start(&self, wanted: Wanted<'_>) -> io::Result<Launched> {
+    /// The system's, and that of `known`.
+    pub fn start(
+        &self,
+        wanted: Wanted<'_>,
+        known: impl FnOnce(u32, Option<VmNetwork>) -> io::Result<()>,
+    ) -> io::Result<Launched> {
         let Wanted { number, name, spec, hold, image, folder, lock } = wanted;
         let make = |name: &str| File::create(folder.file(name));
         let (console, events, report) = (make(CONSOLE)?, make(EVENTS)?, make(REPORT)?);
@@ -214,10 +220,17 @@ impl Launcher {
             vsock,
             given: names,
         };
-        // Without its message it ends, which whoever watches it sees.
-        here.send(&start, &files)?;
-        fs::write(folder.file("pid"), pid.to_string())?;
-        Ok(Launched { pid, process, link: here, network: placed })
+        let given = fs::write(folder.file("pid"), pid.to_string())
+            .and_then(|()| known(pid, placed))
+            .and_then(|()| here.send(&start, &files));
+        if let Err(error) = given {
+            // Nobody watches it yet.
+            let _ = pidfd_send_signal(&process, Signal::KILL);
+            let _ = waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED);
+            group::remove(number);
+            return Err(error);
+        }
+        Ok(Launched { process, link: here })
     }
 
     /// Starts this program, with `input` and `errors`, in a jail or not; its number, a handle of it, and

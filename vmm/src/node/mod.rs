@@ -455,35 +455,37 @@ impl Inner {
             folder,
             lock,
         };
-        let launched = self.launcher.start(wanted).map_err(failed("start the process of"))?;
+        let manifest = image.id().to_string();
+        let known = |pid, network| {
+            let mut written = Ok(());
+            self.registry.change_quietly(number, |vm| {
+                let info = &mut vm.record.info;
+                info.pid = Some(pid);
+                info.manifest = Some(manifest);
+                info.network = network;
+                written = vm.write();
+            });
+            written
+        };
+        let launched =
+            self.launcher.start(wanted, known).map_err(failed("start the process of"))?;
         phase("spawn");
         let process = Arc::new(launched.process);
-        let mut written = Ok(());
-        let manifest = image.id().to_string();
         let watched = process.clone();
         self.registry.change_quietly(number, |vm| {
             vm.process = Some(watched);
             vm.image = Some(image);
             vm.turn = Some(turn);
-            let info = &mut vm.record.info;
-            info.pid = Some(launched.pid);
-            info.manifest = Some(manifest);
-            info.network = launched.network;
-            info.phases = phases;
-            written = vm.write();
+            vm.record.info.phases = phases;
         });
         // From here on its end is seen.
         self.supervisor.watch(Watched {
             number,
-            process: process.clone(),
+            process,
             link: Some(launched.link),
             folder: folder.clone(),
             hold: create.hold,
         });
-        if let Err(error) = written {
-            let _ = pidfd_send_signal(&process, Signal::KILL);
-            return Err(failed("write the record of")(error));
-        }
         Ok(())
     }
 }
