@@ -24,6 +24,7 @@ pub mod ovs;
 mod plane;
 mod probe;
 mod switch;
+// The one module with system calls that no library has.
 #[allow(unsafe_code)]
 pub mod sys;
 pub mod user;

@@ -2,6 +2,7 @@
 //! or both.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+// The tests use more of these than a measurement does.
 #[allow(dead_code)]
 mod load;
 #[allow(dead_code)]

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod receivers;
+// The tests use more of it than a measurement does.
 #[path = "../../tests/switch/rig.rs"]
 #[allow(dead_code)]
 mod rig;
