@@ -82,7 +82,7 @@ macro_rules! kinds {
 kinds! {
     /// A command that was accepted has ended.
     Completion = 0, "completion";
-    /// Something happened to an endpoint.
+    /// Something happened to an endpoint; `value` is what: 1 there is an errand, to be taken by NEXT; 2 one of this VM's was frozen; 3 thawed; 4 nothing of them passes, for the host may have lost them; 5 it passes again.
     Endpoint = 1, "endpoint";
     /// The VM is to be moved soon.
     Prepare = 2, "prepare";
@@ -90,6 +90,20 @@ kinds! {
     Generation = 3, "generation";
     /// A VM that this manager booted has ended; `value` is its number.
     VmEnded = 4, "vm-ended";
+}
+
+/// What the value of an event of [`Kind::Endpoint`] means.
+pub mod endpoint {
+    /// There is an errand: take it by NEXT.
+    pub const ERRAND: u64 = 1;
+    /// An endpoint of this VM was moved too often, or the operator wants it to stay: it is frozen.
+    pub const FROZEN: u64 = 2;
+    /// An endpoint of this VM may be moved again.
+    pub const THAWED: u64 = 3;
+    /// The host may have lost this VM's endpoints: nothing of them passes.
+    pub const MUTED: u64 = 4;
+    /// What of them is still this VM's passes again.
+    pub const UNMUTED: u64 = 5;
 }
 
 /// The bits that [`EVENT_ENABLE`](crate::register::Register::EventEnable) has.

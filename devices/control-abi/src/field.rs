@@ -170,6 +170,38 @@ tags! {
     Milliseconds = 28, "ms", U64;
     /// The ticket of a command.
     Ticket = 29, "ticket", U64;
+    /// The name of a service, as `web` or `rsmgr.cpu`; where it says so, a pattern, as `rsmgr.*`.
+    Service = 30, "service", Text(255);
+    /// Where identifiers have their service: 1 first (prefix form), 2 last (suffix form).
+    Form = 31, "form", U32;
+    /// Number of the first request of a range.
+    Low = 32, "low", U32;
+    /// Number of the last one.
+    High = 33, "high", U32;
+    /// A virtual identifier: an Ethernet address.
+    Vid = 34, "vid", Bytes(6);
+    /// Where frames to a range go changes with this number; the highest wins.
+    Epoch = 35, "epoch", U64;
+    /// What happens to a range: 1 at home, 2 being prepared elsewhere, 3 moving, 4 frozen, 5 nobody keeps it alive.
+    Phase = 36, "phase", U32;
+    /// 1 if the range is this VM's, 0 if not.
+    Own = 37, "own", U32;
+    /// A VM, as `VM` or `HOST/VM`; where it says so, `any`.
+    Place = 38, "place", Text(257);
+    /// The number of a move.
+    Move = 39, "move", U64;
+    /// What a VM is to do in a move: 1 prepare for what comes, 2 stop and send the state, 3 take the state up without a voice, 4 go on with a voice, 5 go on as before (the move has gone back), 6 forget what has gone, 7 forget what was to come.
+    Errand = 40, "errand", U32;
+    /// The hash of a request.
+    Hash = 41, "hash", U64;
+    /// A change of a table: 1 add, 2 update, 3 delete.
+    Change = 42, "change", U32;
+    /// First byte of a piece of a state.
+    At = 43, "at", U64;
+    /// Number of the first request of the second part.
+    Pivot = 44, "pivot", U32;
+    /// Microseconds that something took.
+    Microseconds = 45, "us", U64;
 }
 
 /// One field.

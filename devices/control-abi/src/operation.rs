@@ -11,8 +11,6 @@ pub enum Input {
     Raw,
     /// These fields.
     Fields(&'static [(Tag, Occurs)]),
-    /// Not laid down yet: the operation is reserved.
-    Reserved,
 }
 
 /// What a command's buffer is for.
@@ -84,6 +82,24 @@ macro_rules! operations {
 
 const ALL: u32 = 0;
 const MANAGER: u32 = rights::MANAGER;
+const SERVE: u32 = rights::SERVE;
+
+/// What a range of identifiers is named by: without bounds, all of the service that the VM has.
+const RANGE: &[(Tag, Occurs)] =
+    &[(Tag::Service, Once), (Tag::Form, Optional), (Tag::Low, Optional), (Tag::High, Optional)];
+/// What is to move, and where to.
+const MOVE: &[(Tag, Occurs)] = &[
+    (Tag::Service, Once),
+    (Tag::Form, Optional),
+    (Tag::Low, Optional),
+    (Tag::High, Optional),
+    (Tag::Place, Once),
+];
+/// An errand that was done.
+const ERRAND: &[(Tag, Occurs)] = &[(Tag::Move, Once), (Tag::Errand, Once)];
+/// What is told of a range. One range follows the other.
+const ENDPOINT: &[Tag] =
+    &[Tag::Service, Tag::Form, Tag::Low, Tag::High, Tag::Vid, Tag::Epoch, Tag::Phase, Tag::Own];
 
 operations! {
     /// Puts the input into the buffer. So a driver sees that the device reads and writes the memory that it means.
@@ -113,38 +129,56 @@ operations! {
     ImageFetch = 0x09, "image-fetch", ALL, Input::Fields(&[
         (Tag::Image, Optional), (Tag::Chunk, Once), (Tag::Offset, Optional), (Tag::Length, Optional),
     ]), Buffer::Written;
-    /// Finds out where a service is.
-    Resolve = 0x10, "resolve", ALL, Input::Reserved, Buffer::Unused;
-    /// Makes a service known.
-    Announce = 0x11, "announce", ALL, Input::Reserved, Buffer::Unused;
-    /// Takes identifiers of a service.
-    Listen = 0x12, "listen", ALL, Input::Reserved, Buffer::Unused;
-    /// Takes one identifier.
-    Bind = 0x13, "bind", ALL, Input::Reserved, Buffer::Unused;
-    /// Takes the next client.
-    Accept = 0x14, "accept", ALL, Input::Reserved, Buffer::Unused;
-    /// Ends a service.
-    Withdraw = 0x15, "withdraw", ALL, Input::Reserved, Buffer::Unused;
-    /// Changes the table of flows.
-    Flow = 0x20, "flow", ALL, Input::Reserved, Buffer::Unused;
-    /// Makes changes of flows take effect, all at once.
-    Sync = 0x21, "sync", ALL, Input::Reserved, Buffer::Unused;
-    /// Asks for a move.
-    MigrateRequest = 0x30, "migrate-request", rights::MIGRATE, Input::Reserved, Buffer::Unused;
-    /// Says that a move can go on.
-    Prepared = 0x31, "prepared", rights::MIGRATE, Input::Reserved, Buffer::Unused;
-    /// Gives a move up.
-    Abort = 0x32, "abort", rights::MIGRATE, Input::Reserved, Buffer::Unused;
-    /// Says that a move is over.
-    MoveDone = 0x33, "move-done", rights::MIGRATE, Input::Reserved, Buffer::Unused;
-    /// Splits a range of identifiers.
-    Split = 0x40, "split", rights::SPLIT, Input::Reserved, Buffer::Unused;
-    /// Joins two ranges.
-    Merge = 0x41, "merge", rights::SPLIT, Input::Reserved, Buffer::Unused;
-    /// Has another server answer too.
-    Mirror = 0x42, "mirror", rights::SPLIT, Input::Reserved, Buffer::Unused;
-    /// Has another server answer instead.
-    Move = 0x43, "move", rights::SPLIT, Input::Reserved, Buffer::Unused;
+    /// Finds services of this name, or of a pattern of names, and identifiers by which they are reached; with a number, the one of each range to which a request of that hash goes. No fields come if there are none.
+    Resolve = 0x10, "resolve", ALL, Input::Fields(&[(Tag::Service, Once), (Tag::Hash, Optional)]),
+        Buffer::Fields(ENDPOINT);
+    /// Makes identifiers of a service known as this VM's: one, number 0 of the prefix form, if nothing else is said. Nobody is let in before LISTEN.
+    Announce = 0x11, "announce", SERVE, Input::Fields(RANGE), Buffer::Fields(ENDPOINT);
+    /// Takes frames to identifiers that this VM has announced, and lets it send as them. Done again it changes nothing.
+    Listen = 0x12, "listen", SERVE, Input::Fields(RANGE), Buffer::Fields(ENDPOINT);
+    /// As LISTEN, of one identifier.
+    Bind = 0x13, "bind", SERVE, Input::Fields(&[(Tag::Vid, Once)]), Buffer::Fields(ENDPOINT);
+    /// Takes the next errand: what the host wants this VM to do in a move. No fields come if there is none; an event tells when there is. An errand comes again until it was answered by PREPARED, DONE or ABORT.
+    Next = 0x14, "next", SERVE, Input::Fields(&[]), Buffer::Fields(&[
+        Tag::Errand, Tag::Move, Tag::Service, Tag::Form, Tag::Low, Tag::High, Tag::Vid, Tag::Bytes,
+    ]);
+    /// Gives identifiers up: all of the service that this VM has, if no range is said.
+    Withdraw = 0x15, "withdraw", SERVE, Input::Fields(RANGE), Buffer::Unused;
+    /// Notes a change of where frames to one of this VM's identifiers go, for SYNC: to another VM of the host that may serve them, or back.
+    Flow = 0x20, "flow", SERVE, Input::Fields(&[(Tag::Change, Once), (Tag::Vid, Once), (Tag::Place, Optional)]),
+        Buffer::Unused;
+    /// Makes the changes take effect that were noted, all or none, and forgets them. If none, the entry that failed is in the output.
+    Sync = 0x21, "sync", SERVE, Input::Fields(&[]), Buffer::Fields(&[Tag::Count, Tag::Change, Tag::Vid, Tag::Message]);
+    /// Asks for a move of identifiers that this VM has to another VM: `VM`, `HOST/VM`, or `any`. It ends with the move; errands come meanwhile.
+    MigrateRequest = 0x30, "migrate-request", SERVE | rights::MIGRATE, Input::Fields(MOVE),
+        Buffer::Fields(&[Tag::Move, Tag::Place, Tag::Microseconds]);
+    /// Says that an errand of a move that is not decided yet is done: the VM is ready, stands still and all its state was sent, or has taken that up without a voice.
+    Prepared = 0x31, "prepared", SERVE, Input::Fields(ERRAND), Buffer::Unused;
+    /// Says that an errand cannot be done. Before it is decided the move goes back.
+    Abort = 0x32, "abort", SERVE, Input::Fields(&[
+        (Tag::Move, Once), (Tag::Errand, Optional), (Tag::Message, Optional),
+    ]), Buffer::Unused;
+    /// Says that an errand of a move that is decided is done.
+    Done = 0x33, "done", SERVE, Input::Fields(ERRAND), Buffer::Unused;
+    /// Sends a piece of the state of what moves, which is in the buffer, to the host that it goes to.
+    MoveSend = 0x34, "move-send", SERVE, Input::Fields(&[(Tag::Move, Once), (Tag::At, Once)]), Buffer::Read;
+    /// Gives the state that was sent for this VM, from a byte on, as much as fits.
+    MoveReceive = 0x35, "move-receive", SERVE, Input::Fields(&[(Tag::Move, Once), (Tag::At, Once)]), Buffer::Written;
+    /// Splits identifiers that this VM has in two, the second from a number on; if a VM is named, the second part moves there.
+    Split = 0x40, "split", SERVE | rights::SPLIT, Input::Fields(&[
+        (Tag::Service, Once), (Tag::Form, Optional), (Tag::Low, Optional), (Tag::High, Optional), (Tag::Pivot, Once),
+        (Tag::Place, Optional),
+    ]), Buffer::Fields(ENDPOINT);
+    /// Joins identifiers that this VM has and that follow each other.
+    Merge = 0x41, "merge", SERVE | rights::SPLIT, Input::Fields(RANGE), Buffer::Fields(ENDPOINT);
+    /// Notes another VM that has a copy of what is served, or that it has none any more (with `Change` 3).
+    Mirror = 0x42, "mirror", SERVE | rights::SPLIT, Input::Fields(&[
+        (Tag::Service, Once), (Tag::Form, Optional), (Tag::Low, Optional), (Tag::High, Optional), (Tag::Place, Once),
+        (Tag::Change, Optional),
+    ]), Buffer::Fields(ENDPOINT);
+    /// As MIGRATE_REQUEST, for services that bring their state over by themselves: no state is sent.
+    Move = 0x43, "move", SERVE | rights::SPLIT, Input::Fields(MOVE),
+        Buffer::Fields(&[Tag::Move, Tag::Place, Tag::Microseconds]);
     /// Boots VMs from an image; the VMM fetches it. The numbers of the VMs come in the order of their names.
     VmBoot = 0x50, "vm-boot", MANAGER | rights::BOOT, Input::Fields(&[
         (Tag::Image, Once), (Tag::Count, Optional), (Tag::Memory, Optional), (Tag::Cpus, Optional),

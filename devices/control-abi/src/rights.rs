@@ -21,4 +21,6 @@ rights! {
     FETCH = 4, "fetch";
     /// It may say which cache the VMs that it boots come from.
     CACHE = 5, "cache";
+    /// It may serve: announce endpoints of the services that its operator named, and take their moves.
+    SERVE = 6, "serve";
 }

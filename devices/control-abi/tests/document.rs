@@ -55,7 +55,6 @@ fn operations() -> String {
             .collect();
         let input = match operation.input() {
             Input::Raw => "any bytes".to_owned(),
-            Input::Reserved => "(reserved)".to_owned(),
             Input::Fields(fields) => {
                 let field = |(tag, occurs): &(control_abi::field::Tag, Occurs)| {
                     let mark = match occurs {

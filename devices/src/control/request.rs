@@ -89,7 +89,6 @@ impl Request {
         let operation = Operation::from_number(self.operation).ok_or(Error::BadOperation)?;
         let needed = operation.rights();
         match operation.input() {
-            Input::Reserved => return Err(Error::NotSupported),
             _ if rights & needed != needed => return Err(Error::NotPermitted),
             Input::Raw => {}
             Input::Fields(takes) => drop(Arguments::check(&self.input, takes)?),
