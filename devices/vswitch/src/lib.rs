@@ -17,8 +17,6 @@
 
 pub mod bridge;
 mod controller;
-pub mod frame;
-pub mod mark;
 #[cfg(feature = "ovs")]
 pub mod ovs;
 mod plane;
@@ -30,6 +28,7 @@ pub mod sys;
 pub mod user;
 
 pub use controller::Controller;
+pub use endpoint::frames::{header as frame, mark};
 pub use plane::{ApplyError, Held, Plane, PlaneError, Seen, Step, Waiter};
 pub use switch::{
     Change, Flow, Hold, Limit, Mark, Port, Statistics, Switch, SwitchError, SyncError,

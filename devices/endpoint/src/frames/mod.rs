@@ -6,12 +6,15 @@ use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+pub mod header;
+pub mod mark;
 pub mod packet;
 
-/// The Ethernet type of what endpoints say: the second for local experiments (IEEE 802). The first is that of end-marks.
+/// The Ethernet type of what endpoints say: the second for local experiments (IEEE 802). The first is that of
+/// [end-marks](mark).
 pub const ETHERTYPE: u16 = 0x88b6;
 /// Bytes of an Ethernet header.
-pub const HEADER: usize = 14;
+pub const HEADER: usize = header::HEADER_BYTES;
 /// The most bytes of a frame, with its header.
 pub const LONGEST: usize = 1514;
 

@@ -1,4 +1,4 @@
-//! What a switch reads of a frame: its Ethernet header (IEEE 802.3 clause 3).
+//! What switches and VMs read of a frame: its Ethernet header (IEEE 802.3 clause 3).
 
 /// Bytes of an Ethernet header.
 pub const HEADER_BYTES: usize = 14;

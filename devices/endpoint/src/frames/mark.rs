@@ -6,7 +6,7 @@
 //! The reader of a port sends [`answer`] back through the same port. A switch takes an answer only from the
 //! port that it sent the mark through, and only once; markers are never forwarded.
 
-use crate::frame::Header;
+use super::header::{HEADER_BYTES, Header};
 
 /// What frames of marks carry.
 pub const ETHERTYPE: u16 = 0x88b5;
@@ -43,7 +43,7 @@ pub fn read(frame: &[u8]) -> Option<(Kind, u64)> {
     if Header::of(frame)?.kind != ETHERTYPE {
         return None;
     }
-    let (magic, rest) = frame.get(crate::frame::HEADER_BYTES..)?.split_first_chunk()?;
+    let (magic, rest) = frame.get(HEADER_BYTES..)?.split_first_chunk()?;
     let (kind, rest) = rest.split_first()?;
     let kind = match (*magic == MAGIC, kind) {
         (true, 0) => Kind::Mark,
