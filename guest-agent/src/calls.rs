@@ -1,5 +1,6 @@
 //! A function for each operation, with typed arguments and results.
 
+pub mod endpoint;
 mod fields;
 mod results;
 #[cfg(test)]

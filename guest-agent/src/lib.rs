@@ -10,6 +10,7 @@
 //! | [`ring`] | events, and the [`line`](mod@line) that announces them |
 //! | [`driver`] | commands: submitted, waited for, repeated |
 //! | [`calls`] | a function for each operation |
+//! | [`interface`] | the network interface of a virtual identifier |
 //!
 //! ```no_run
 //! let device = guest_agent::discover::discover()?;
@@ -24,6 +25,7 @@
 pub mod calls;
 pub mod discover;
 pub mod driver;
+pub mod interface;
 pub mod line;
 pub mod lock;
 pub mod memory;

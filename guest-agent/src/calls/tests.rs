@@ -10,10 +10,10 @@ use super::*;
 use crate::driver::Options;
 use crate::fake::FakeDevice;
 
-type Calls = Rc<RefCell<Vec<(Operation, Vec<u8>)>>>;
+pub(super) type Calls = Rc<RefCell<Vec<(Operation, Vec<u8>)>>>;
 
 /// What a device of a test answers.
-trait Reply {
+pub(super) trait Reply {
     fn reply(self) -> (u32, Vec<u8>);
 }
 
@@ -30,7 +30,7 @@ impl Reply for Result<Vec<u8>, Error> {
 }
 
 /// A driver whose device checks inputs as the real one does, notes them, and answers with `answer`.
-fn driver<R: Reply>(
+pub(super) fn driver<R: Reply>(
     mut answer: impl FnMut(Operation, Arguments<'_>) -> R + 'static,
 ) -> (Driver, Calls, TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -52,7 +52,7 @@ fn driver<R: Reply>(
     (Driver::with_memory(Box::new(device), memory, options).unwrap(), calls, folder)
 }
 
-fn output(fields: &[(Tag, &[u8])]) -> Vec<u8> {
+pub(super) fn output(fields: &[(Tag, &[u8])]) -> Vec<u8> {
     let mut output = Output { operation: Operation::Ping, bytes: Vec::new() };
     for (tag, value) in fields {
         output.add(tag.number(), value);

@@ -15,7 +15,7 @@ pub enum Exit {
     Closed,
     /// The device gave no answer, or a wrong one.
     NoAnswer,
-    /// A file, or a command to run, cannot be used.
+    /// A file, a network interface, or a command to run, cannot be used.
     File,
     /// A VM that was waited for has failed.
     VmFailed,
@@ -34,7 +34,7 @@ Exit codes:
   3  there is no control device
   4  the device cannot be used from here: no root, a locked-down kernel, no memory to be had
   5  the device gave no answer, or a wrong one
-  6  a file, or the command to run, cannot be used
+  6  a file, a network interface, or the command to run, cannot be used
   7  a VM that was waited for has failed
   8  ended by a signal, once no command was on its way
   'run' with a command ends as the command does, 128+N if by signal N";

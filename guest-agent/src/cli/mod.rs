@@ -3,7 +3,9 @@
 
 mod cache;
 mod device;
+mod endpoint;
 mod exit;
+mod flow;
 mod image;
 mod interrupt;
 mod run;
@@ -17,6 +19,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use guest_agent::discover::{self, Device, DiscoverError};
 use guest_agent::driver::{Driver, DriverError, Options};
+use guest_agent::interface::InterfaceError;
 use guest_agent::lock::LockError;
 use guest_agent::registers::{self, Access, RegisterError, Registers};
 use serde::Serialize;
@@ -84,6 +87,8 @@ enum Command {
     Console(vm::ConsoleCommand),
     Stop(vm::StopCommand),
     Cache(cache::CacheCommand),
+    Endpoint(endpoint::EndpointCommand),
+    Flow(flow::FlowCommand),
     Run(run::RunCommand),
 }
 
@@ -96,6 +101,10 @@ enum CliError {
     Registers(#[from] RegisterError),
     #[error(transparent)]
     Driver(#[from] DriverError),
+    #[error(transparent)]
+    Interface(#[from] InterfaceError),
+    #[error("there is no service '{0}'; announce it, or name its identifier by --vid")]
+    NoService(String),
     #[error("{0}")]
     Unequal(&'static str),
     #[error("interrupted")]
@@ -119,6 +128,13 @@ impl CliError {
                 }
                 _ => Exit::NoAnswer,
             },
+            Self::Interface(
+                InterfaceError::Name(_)
+                | InterfaceError::Address { .. }
+                | InterfaceError::Gateway(_),
+            ) => Exit::Usage,
+            Self::Interface(_) => Exit::File,
+            Self::NoService(_) => Exit::Refused,
             Self::Unequal(_) => Exit::NoAnswer,
             Self::Interrupted => Exit::Interrupted,
             Self::File { .. } => Exit::File,
@@ -216,6 +232,8 @@ pub fn main() -> ExitCode {
         Command::Console(command) => command.run(options),
         Command::Stop(command) => command.run(options),
         Command::Cache(command) => command.run(options),
+        Command::Endpoint(command) => command.run(options),
+        Command::Flow(command) => command.run(options),
         Command::Run(command) => command.run(options),
     };
     let exit = result.unwrap_or_else(|error| {
