@@ -67,6 +67,8 @@ counters! {
     starved,
     /// Requests for an address that were answered here.
     dhcp_answers,
+    /// End-marks of the host's switch that were answered.
+    marks,
 }
 
 pub(super) fn add(counter: &AtomicU64, amount: u64) {

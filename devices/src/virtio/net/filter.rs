@@ -24,6 +24,8 @@ pub(super) enum Sender {
     Vm,
     /// Somebody that the VM is not.
     Another,
+    /// A service of the VM's that has no voice there now.
+    Muted,
     /// It is of a kind, or a family, in which the VM has no address: most guests send some unasked.
     Unknown,
 }
@@ -33,7 +35,7 @@ const DHCP_CLIENT: u16 = 68;
 const DHCPV6_SERVER: u16 = 547;
 
 /// Types of messages.
-mod icmpv6 {
+pub(super) mod icmpv6 {
     pub const QUERY: u8 = 130;
     pub const REPORT: u8 = 131;
     pub const DONE: u8 = 132;
@@ -72,7 +74,7 @@ impl Identity {
         own && arp.sender == self.mac.octets()
     }
 
-    fn may_send_ipv4(&self, packet: &Packet<'_>) -> bool {
+    pub(super) fn may_send_ipv4(&self, packet: &Packet<'_>) -> bool {
         let own = self.ipv4.map(IpAddr::V4) == Some(packet.source);
         match packet.content {
             Content::Udp { source: DHCP_SERVER, .. } => false,
@@ -83,7 +85,7 @@ impl Identity {
         }
     }
 
-    fn may_send_ipv6(&self, packet: &Packet<'_>) -> bool {
+    pub(super) fn may_send_ipv6(&self, packet: &Packet<'_>) -> bool {
         use icmpv6::{
             DONE, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, QUERY, REDIRECT, REPORT,
             REPORT_2, ROUTER_ADVERTISEMENT, ROUTER_SOLICITATION,
@@ -135,7 +137,7 @@ impl Identity {
 }
 
 /// The address that neighbour discovery is about.
-fn target(body: &[u8]) -> Option<Ipv6Addr> {
+pub(super) fn target(body: &[u8]) -> Option<Ipv6Addr> {
     body.get(4..)?.first_chunk::<16>().map(|octets| Ipv6Addr::from(*octets))
 }
 

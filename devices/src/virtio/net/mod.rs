@@ -5,6 +5,8 @@
 //! - Frames stay whole (TCP segmentation, checksums) where driver and host both can.
 //! - What a VM sends under another's name, and what its port filters do not let through, is counted and
 //!   dropped; nothing is logged.
+//! - For a VM's virtual identifiers frames come, wait and go as [`identifiers`] says; the marks by which the
+//!   host's switch asks whether all is delivered are answered here.
 //! - One turn moves a bounded number of frames and bytes. While the guest has no buffers to receive into,
 //!   and while a rate limit is used up, nothing is waited for that could not be served: neither does
 //!   the event loop spin, nor is anything forgotten (CVE-2020-16843 was the latter).
@@ -13,6 +15,7 @@ pub mod counters;
 pub mod dhcp;
 mod filter;
 mod header;
+pub mod identifiers;
 pub mod limit;
 pub mod mac;
 mod packet;
@@ -22,6 +25,7 @@ pub mod tap;
 #[cfg(test)]
 mod testing;
 mod transmit;
+mod voice;
 mod waiting;
 
 use std::collections::VecDeque;
@@ -49,6 +53,7 @@ use self::dhcp::{Answerer, Lease};
 use self::filter::Identity;
 pub use self::header::HEADER_BYTES;
 use self::header::has;
+use self::identifiers::IdentifierTable;
 use self::limit::{Limit, Limiter};
 use self::mac::MacAddress;
 use self::ports::{PortFilter, PortRules};
@@ -131,6 +136,7 @@ pub struct Net {
     identity: Identity,
     ports: PortFilter,
     answerer: Option<Answerer>,
+    identifiers: IdentifierTable,
     counters: Arc<Counters>,
     waiting: Waiting,
     features: u64,
@@ -148,6 +154,8 @@ struct Receiver {
     /// A frame, and how long it is if it waits for buffers.
     buffer: Vec<u8>,
     pending: usize,
+    /// A frame that was taken from the interface, and is looked at again when the rate limit lets it go.
+    aside: Option<Box<[u8]>>,
     /// Answers that are received before frames are.
     answers: VecDeque<Vec<u8>>,
     /// Where the guest wants the frame that is delivered; empty between frames.
@@ -171,6 +179,7 @@ impl Net {
     /// The host gives no descriptor to wait with.
     pub fn new(tap: Box<dyn Tap>, config: NetConfig) -> io::Result<Self> {
         let now = Instant::now();
+        let identifiers = IdentifierTable::new()?;
         let NetConfig { mac, mtu, ipv4, ipv6, allow_in, allow_out, receive, send, lease } = config;
         Ok(Self {
             tap,
@@ -181,7 +190,8 @@ impl Net {
             ports: PortFilter::new(allow_in, allow_out),
             answerer: lease.map(|lease| Answerer::new(mac, mtu, lease)),
             counters: Arc::default(),
-            waiting: Waiting::new()?,
+            waiting: Waiting::new(identifiers.event())?,
+            identifiers,
             features: 0,
             offloads: None,
             receiver: Receiver {
@@ -189,6 +199,7 @@ impl Net {
                 limiter: Limiter::new(receive, now),
                 buffer: vec![0; FRAME_BYTES],
                 pending: 0,
+                aside: None,
                 answers: VecDeque::new(),
                 places: receive::Places::default(),
             },
@@ -204,6 +215,12 @@ impl Net {
     /// What the device counts from now on.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.counters)
+    }
+
+    /// The identifiers that the VM has besides its own address; none yet. The device's own descriptor to
+    /// wait with tells of what is set: whoever has this handle has to wake nobody.
+    pub fn identifiers(&self) -> IdentifierTable {
+        self.identifiers.clone()
     }
 
     fn config_space(&self) -> [u8; 12] {
@@ -353,6 +370,7 @@ impl VirtioDevice for Net {
         memory: &GuestMemoryMmap,
     ) -> Result<QueueProgress, VirtioError> {
         let due = self.waiting.take_due();
+        self.identifiers.heard();
         let progress = self.serve(memory, true, due || self.transmitter.left)?;
         if progress.more {
             // No notification will tell of the rest.

@@ -7,11 +7,14 @@ use virtio_bindings::virtio_net::VIRTIO_NET_F_MRG_RXBUF;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use endpoint::frames::mark;
+
 use super::counters::add;
 use super::header::{HEADER_BYTES, Header, Way, has};
+use super::identifiers::Fate;
 use super::packet::{ETHERNET_BYTES, Frame};
 use super::ports;
-use super::{MAX_BYTES, MAX_FRAMES, Net, QUEUE_SIZE, RECEIVE, VirtioError};
+use super::{MAX_BYTES, MAX_FRAMES, Net, QUEUE_SIZE, RECEIVE, Receiver, VirtioError};
 
 /// Most pieces of guest memory that one frame goes into. Drivers use some 50 at most.
 const MOST_PIECES: usize = 1024;
@@ -58,7 +61,7 @@ impl Net {
         loop {
             if turns == MAX_FRAMES || bytes > MAX_BYTES {
                 // Frames of the interface are told of again; what waits here is not.
-                if self.receiver.pending > 0 || !self.receiver.answers.is_empty() {
+                if self.receiver.waits() || self.identifiers.has_released() {
                     self.wake_after(Duration::ZERO)?;
                 }
                 break;
@@ -117,45 +120,120 @@ impl Net {
             receiver.buffer[HEADER_BYTES..length].copy_from_slice(&answer);
             return Ok(Next::Frame(length));
         }
+        if self.identifiers.has_released() {
+            if self.is_throttled()? {
+                return Ok(Next::Later);
+            }
+            // Nothing, if they were taken away just now.
+            return Ok(match self.identifiers.take_released(&mut self.receiver.buffer) {
+                Some(length) => self.admit(length, Fate::Deliver),
+                None => Next::Dropped,
+            });
+        }
+        let length = match self.take_frame()? {
+            Next::Frame(length) => length,
+            other => return Ok(other),
+        };
+        if self.answer_mark(length) {
+            return Ok(Next::Dropped);
+        }
+        let frame = &self.receiver.buffer[..length];
+        // A group's, or the VM's own; a bridge may flood others' to all.
+        let fate = match frame.get(HEADER_BYTES..).and_then(Frame::parse) {
+            Some(Frame { destination, .. })
+                if destination[0] & 1 == 0 && destination != self.mac.octets() =>
+            {
+                self.identifiers.decide(destination, frame)
+            }
+            _ => Fate::Deliver,
+        };
+        match fate {
+            Fate::Taken => return Ok(Next::Dropped),
+            Fate::Behind => {
+                self.receiver.aside = Some(frame.into());
+                return Ok(Next::Dropped);
+            }
+            Fate::Deliver | Fate::Unknown | Fate::Another => {}
+        }
+        // Only now: what is not for the guest, as a mark, does not wait for its rate limit.
+        if self.is_throttled()? {
+            self.receiver.aside = Some(self.receiver.buffer[..length].into());
+            return Ok(Next::Later);
+        }
+        Ok(self.admit(length, fate))
+    }
+
+    /// Puts the next frame that the interface had into the buffer.
+    fn take_frame(&mut self) -> Result<Next, VirtioError> {
+        if self.receiver.aside.is_some() {
+            if self.is_throttled()? {
+                return Ok(Next::Later);
+            }
+            let receiver = &mut self.receiver;
+            let length = receiver.aside.take().map_or(0, |frame| {
+                receiver.buffer[..frame.len()].copy_from_slice(&frame);
+                frame.len()
+            });
+            return Ok(Next::Frame(length));
+        }
         if !self.linked {
             return Ok(Next::Nothing);
         }
-        if let Some(delay) = receiver.limiter.wait(Instant::now) {
-            add(&self.counters.received_throttled, 1);
-            self.wake_after(delay)?;
-            return Ok(Next::Later);
-        }
-        let length = match self.tap.receive(&mut receiver.buffer) {
-            Ok(length) => length,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Next::Nothing),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(Next::Dropped),
+        Ok(match self.tap.receive(&mut self.receiver.buffer) {
+            Ok(length) => Next::Frame(length),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Next::Nothing,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Next::Dropped,
             Err(error) => {
                 self.unlink(&error);
-                return Ok(Next::Nothing);
+                Next::Nothing
             }
-        };
+        })
+    }
+
+    /// Whether the rate limit is used up; the device is woken then when it is not.
+    fn is_throttled(&mut self) -> Result<bool, VirtioError> {
+        let Some(delay) = self.receiver.limiter.wait(Instant::now) else { return Ok(false) };
+        add(&self.counters.received_throttled, 1);
+        self.wake_after(delay)?;
+        Ok(true)
+    }
+
+    /// Answers what is in the buffer, if it is an end-mark: all that came before has been delivered.
+    fn answer_mark(&mut self, length: usize) -> bool {
+        let frame = self.receiver.buffer[..length].get(HEADER_BYTES..);
+        let Some(answer) = frame.and_then(mark::answer) else { return false };
+        // One that the host does not take is lost, as any frame; whoever asked asks again.
+        if self.tap.transmit(&[&[0; HEADER_BYTES], &answer[..]].concat()).is_ok() {
+            add(&self.counters.marks, 1);
+        }
+        true
+    }
+
+    /// Whether the guest gets what is in the buffer, whose `fate` is known.
+    fn admit(&mut self, length: usize, fate: Fate) -> Next {
+        let receiver = &mut self.receiver;
         let frame = &mut receiver.buffer[..length];
         let Some(mut header) = Header::of(frame) else {
             add(&self.counters.received_dropped, 1);
-            return Ok(Next::Dropped);
+            return Next::Dropped;
         };
         let agreed = header.settle(self.features, Way::In);
         let packets = packets(length, header.segment_size());
         receiver.limiter.pay(length - HEADER_BYTES, packets);
+        if fate == Fate::Unknown {
+            self.identifiers.count_unknown();
+            return Next::Dropped;
+        }
+        let agreed = agreed && fate == Fate::Deliver;
         let Some(frame) = Frame::parse(&frame[HEADER_BYTES..]).filter(|_| agreed) else {
             add(&self.counters.received_dropped, 1);
-            return Ok(Next::Dropped);
+            return Next::Dropped;
         };
-        // A group's, or the VM's own; a bridge may flood others' to all.
-        if frame.destination[0] & 1 == 0 && frame.destination != self.mac.octets() {
-            add(&self.counters.received_dropped, 1);
-            return Ok(Next::Dropped);
-        }
         if !self.ports.passes(ports::Way::In, &frame) {
             add(&self.counters.received_filtered, 1);
-            return Ok(Next::Dropped);
+            return Next::Dropped;
         }
-        Ok(Next::Frame(length))
+        Next::Frame(length)
     }
 
     /// Finds places for a frame of `length`. If there are not enough, nothing was taken, and the driver
@@ -247,6 +325,13 @@ impl Net {
             add(&counters.received_dropped, 1);
         }
         Ok(())
+    }
+}
+
+impl Receiver {
+    /// Whether something waits here that the interface does not tell of.
+    fn waits(&self) -> bool {
+        self.pending > 0 || self.aside.is_some() || !self.answers.is_empty()
     }
 }
 

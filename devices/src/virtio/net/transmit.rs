@@ -78,9 +78,19 @@ impl Net {
             return false;
         };
         let counters = &self.counters;
-        let refusal = match self.identity.judge(&frame) {
+        // Until the frame is gone no identifier loses its voice.
+        let mut table = (!self.identifiers.is_empty()).then(|| self.identifiers.lock());
+        let sender = match &table {
+            None => self.identity.judge(&frame),
+            Some(table) => self.identity.judge_among(&frame, table),
+        };
+        let refusal = match sender {
             Sender::Vm => None,
             Sender::Another => Some(&counters.sent_spoofed),
+            Sender::Muted => {
+                table.iter_mut().for_each(|table| table.count_muted());
+                return true;
+            }
             Sender::Unknown => Some(&counters.sent_other),
         };
         if let Some(refusal) = refusal {

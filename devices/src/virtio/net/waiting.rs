@@ -1,5 +1,5 @@
-//! What the device waits for: frames, while it can take them, and time. One descriptor for both, an
-//! epoll, so that the event loop hears of nothing that cannot be served now.
+//! What the device waits for: frames, while it can take them, time, and frames that waited for an
+//! identifier. One descriptor for all, an epoll, so that the event loop hears of nothing that cannot be served now.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -19,11 +19,13 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
-    pub(super) fn new() -> io::Result<Self> {
+    /// Waits for nothing yet but `released`, which is readable when frames are to go on.
+    pub(super) fn new(released: BorrowedFd<'_>) -> io::Result<Self> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags)?;
         epoll::add(&epoll, &timer, epoll::EventData::new_u64(0), epoll::EventFlags::IN)?;
+        epoll::add(&epoll, released, epoll::EventData::new_u64(2), epoll::EventFlags::IN)?;
         Ok(Self { epoll, timer, watching: false, due: None })
     }
 
