@@ -10,6 +10,7 @@ use devices::bus::BusDevice;
 use devices::interrupt::InterruptLine;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::net::counters::Counts;
+use devices::virtio::net::identifiers::IdentifierTable;
 use devices::virtio::net::limit::Limit;
 use devices::virtio::net::tap::{Offloads, Tap};
 use devices::virtio::net::{Net, NetConfig};
@@ -89,6 +90,7 @@ pub struct NetDriver {
     /// The other end.
     pub peer: UnixDatagram,
     pub host: Host,
+    pub identifiers: IdentifierTable,
     counters: Arc<devices::virtio::net::counters::Counters>,
     available: [u16; 2],
 }
@@ -110,12 +112,12 @@ impl NetDriver {
         peer.set_nonblocking(true).unwrap();
         let host = Host::default();
         let net = Net::new(Box::new(Cable { socket: near, host: host.clone() }), config).unwrap();
-        let counters = net.counters();
+        let (counters, identifiers) = (net.counters(), net.identifiers());
         let interrupt = EventFd::new(EFD_NONBLOCK).unwrap();
         let line = InterruptLine::new(interrupt.try_clone().unwrap());
         let memory = memory();
         let transport = MmioTransport::new(net, memory.clone(), line).unwrap();
-        Self { transport, memory, interrupt, peer, host, counters, available: [0; 2] }
+        Self { transport, memory, interrupt, peer, host, identifiers, counters, available: [0; 2] }
     }
 
     pub fn started(config: NetConfig, features: u64) -> Self {

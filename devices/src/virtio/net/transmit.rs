@@ -88,7 +88,9 @@ impl Net {
             Sender::Vm => None,
             Sender::Another => Some(&counters.sent_spoofed),
             Sender::Muted => {
-                table.iter_mut().for_each(|table| table.count_muted());
+                if let Some(table) = &mut table {
+                    table.count_muted();
+                }
                 return true;
             }
             Sender::Unknown => Some(&counters.sent_other),

@@ -50,7 +50,7 @@ impl Identity {
             None => self.judge(frame),
             Some(false) => Sender::Muted,
             Some(true) if !self.is_restricted() => Sender::Vm,
-            Some(true) => verdict(self.at(self.mac, Some(packet.source)).may_send(&packet)),
+            Some(true) => verdict(Self::at(self.mac, Some(packet.source)).may_send(&packet)),
         }
     }
 
@@ -58,7 +58,7 @@ impl Identity {
     fn judge_identifier(&self, frame: &Frame<'_>, of: &Identifiers) -> Sender {
         // Whoever found the identifiers found one; it is no group's.
         let Ok(mac) = MacAddress::new(frame.source) else { return Sender::Another };
-        let own = self.at(mac, of.address);
+        let own = Self::at(mac, of.address);
         let is_known = match frame.kind {
             ARP | IPV4 => own.ipv4.or(self.ipv4).is_some(),
             IPV6 => own.ipv6.or(self.ipv6).is_some(),
@@ -95,7 +95,7 @@ impl Identity {
     }
 
     /// Who has `mac` and `address`.
-    fn at(&self, mac: MacAddress, address: Option<IpAddr>) -> Self {
+    fn at(mac: MacAddress, address: Option<IpAddr>) -> Self {
         let mut own = Self { mac, ipv4: None, ipv6: None };
         match address {
             Some(IpAddr::V4(address)) => own.ipv4 = Some(address),
