@@ -11,6 +11,7 @@ mod net_driver;
 mod virtio_blk;
 #[cfg(test)]
 mod virtio_net;
+#[cfg(test)]
 mod virtio_net_identifiers;
 #[cfg(test)]
 mod virtio_rng;

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use endpoint::range::{Form, Range};
 use endpoint::vid::Vid;
@@ -49,7 +50,7 @@ pub struct Identifiers {
 }
 
 /// What was counted for a VM's identifiers; each frame once, but for `held`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdentifierCounts {
     /// Frames that ever had to wait.
     pub held: u64,
@@ -91,6 +92,8 @@ pub(super) struct Table {
     released: VecDeque<Kept>,
     bytes: usize,
     counts: IdentifierCounts,
+    /// When all that is said here ends, unless it is said again.
+    end: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -142,6 +145,12 @@ impl IdentifierTable {
             let _ = rustix::io::write(&self.0.event, &1_u64.to_ne_bytes());
             self.0.signalled.store(true, Ordering::Release);
         }
+    }
+
+    /// Has the table hold for so long, unless this is said again; without, for good. Afterwards the identifiers are as
+    /// good as gone: who has set them may be, and another host may have them.
+    pub fn hold_for(&self, valid: Option<Duration>) {
+        self.lock().end = valid.map(|valid| Instant::now() + valid);
     }
 
     /// What was counted until now.
@@ -212,9 +221,15 @@ impl Table {
 
     /// Whether those with `address` may send; nothing if there are none.
     pub(super) fn may_send_from(&self, address: IpAddr) -> Option<bool> {
+        let is_over = self.is_over();
         let mut with = self.identifiers.iter().filter(|other| other.address == Some(address));
         let first = with.next()?;
-        Some(first.may_send || with.any(|other| other.may_send))
+        Some(!is_over && (first.may_send || with.any(|other| other.may_send)))
+    }
+
+    /// Whether nobody has said for too long that this still holds.
+    pub(super) fn is_over(&self) -> bool {
+        self.end.is_some_and(|end| Instant::now() >= end)
     }
 
     pub(super) fn count_muted(&mut self) {
@@ -226,9 +241,8 @@ impl Table {
     }
 
     fn decide(&mut self, vid: Vid, frame: &[u8]) -> Fate {
-        let Some(Identifiers { receive, .. }) = self.find(vid.bytes()) else {
-            return Fate::Unknown;
-        };
+        let found = self.find(vid.bytes()).filter(|_| !self.is_over());
+        let Some(Identifiers { receive, .. }) = found else { return Fate::Unknown };
         match receive {
             // They may have been released since the device looked.
             Receive::Deliver if !self.released.is_empty() => Fate::Behind,

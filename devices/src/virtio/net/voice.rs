@@ -19,7 +19,7 @@ impl Identity {
             return self.judge_own(frame, table);
         }
         let Some(identifiers) = table.find(frame.source) else { return Sender::Another };
-        if !identifiers.may_send {
+        if !identifiers.may_send || table.is_over() {
             return Sender::Muted;
         }
         self.judge_identifier(frame, identifiers)

@@ -140,8 +140,9 @@ fn the_vms_own_address_carries_packets_of_a_service_but_claims_none() {
 fn neighbours_are_told_of_an_identifier_by_itself() {
     let mut octets = vid();
     octets[0] ^= 2;
-    let [a, b, c, d, e, f] = octets;
-    let local = Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, 0xff, 0xfe, d, e, f]);
+    let (upper, lower) = octets.split_at(3);
+    let local = [&[0xfe, 0x80, 0, 0, 0, 0, 0, 0][..], upper, &[0xff, 0xfe], lower].concat();
+    let local = Ipv6Addr::from(<[u8; 16]>::try_from(local).unwrap());
     let local = local.to_string();
     for id in [identity(false, false), identity(true, true)] {
         // The one that has an address of IPv6.
