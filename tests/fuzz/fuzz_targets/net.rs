@@ -1,9 +1,10 @@
 //! What a guest does to its network device, and the network to both: rings and frames of any content, with
-//! filters, limits and answers to DHCP switched on as the input says.
+//! filters, limits, answers to DHCP and virtual identifiers switched on as the input says.
 
 #![no_main]
 
 use std::io;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
 
@@ -11,10 +12,13 @@ use devices::bus::BusDevice;
 use devices::interrupt::InterruptLine;
 use devices::virtio::mmio::MmioTransport;
 use devices::virtio::net::dhcp::Lease;
+use devices::virtio::net::identifiers::{Identifiers, Receive};
 use devices::virtio::net::limit::Limit;
 use devices::virtio::net::mac::MacAddress;
 use devices::virtio::net::tap::{Offloads, Tap};
 use devices::virtio::net::{MAX_FRAMES, Net, NetConfig};
+use endpoint::frames::mark;
+use endpoint::range::{Form, Range};
 use libfuzzer_sys::fuzz_target;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -38,13 +42,35 @@ impl Tap for Cable {
     }
 
     fn transmit(&mut self, frame: &[u8]) -> io::Result<()> {
-        assert_eq!(frame[18..24], MAC, "somebody else's");
+        let is_vid = (0..3).any(|request| frame[18..24] == range(request).first().bytes());
+        let is_answer = mark::read(&frame[12..]).is_some();
+        assert!(frame[18..24] == MAC || is_vid || is_answer, "somebody else's");
         Ok(())
     }
 
     fn set_offloads(&mut self, _: Offloads) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn range(request: u32) -> Range {
+    Range::new(Form::Prefix, 0x12345, request, request).expect("a range")
+}
+
+/// Three identifiers, of which three bits each say whether they are there, held, and may send.
+fn identifiers(bits: u16) -> Vec<Identifiers> {
+    let address = |request: u32| match request {
+        0 => Some([10, 7, 0, 100].into()),
+        1 => Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x100).into()),
+        _ => None,
+    };
+    let some = |request: u32| {
+        let bit = |n: u32| bits >> (4 * request + n) & 1 != 0;
+        let receive = if bit(1) { Receive::Hold } else { Receive::Deliver };
+        let range = range(request);
+        bit(0).then(|| Identifiers { range, address: address(request), receive, may_send: bit(2) })
+    };
+    (0..3).filter_map(some).collect()
 }
 
 struct Input<'a>(&'a [u8]);
@@ -70,6 +96,14 @@ impl Input<'_> {
         let (taken, rest) = self.0.split_at(count.min(self.0.len()));
         self.0 = rest;
         taken.to_vec()
+    }
+}
+
+/// Who it is that a byte says: an identifier, or the VM.
+fn sender(byte: u8) -> [u8; 6] {
+    match byte {
+        1..=3 => range(u32::from(byte) - 1).first().bytes(),
+        _ => MAC,
     }
 }
 
@@ -119,7 +153,7 @@ fuzz_target!(|data: &[u8]| {
     near.set_nonblocking(true).expect("a socket");
     peer.set_nonblocking(true).expect("a socket");
     let net = Net::new(Box::new(Cable(near)), config).expect("a device");
-    let counters = net.counters();
+    let (counters, table) = (net.counters(), net.identifiers());
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE)]).expect("RAM");
     let line = InterruptLine::new(EventFd::new(EFD_NONBLOCK).expect("an event"));
     let mut transport = MmioTransport::new(net, memory.clone(), line).expect("a transport");
@@ -129,7 +163,8 @@ fuzz_target!(|data: &[u8]| {
     let mut available = [0_u16; 2];
 
     while !input.0.is_empty() {
-        match input.byte() % 8 {
+        let act = input.byte();
+        match act % 16 {
             // A chain of one to four pieces, of whatever content.
             0..=2 => {
                 let queue = usize::from(input.byte() % 2);
@@ -151,12 +186,12 @@ fuzz_target!(|data: &[u8]| {
                 let _ = memory.write_obj(available[queue], GuestAddress(base + 0x802));
                 transport.handle_queue_event(queue);
             }
-            // A frame of the guest's, with its address.
+            // A frame of the guest's, with its address or an identifier's.
             3 => {
                 let length = 14 + usize::from(input.byte());
                 let mut frame = vec![0; 12];
                 frame.extend([0xff; 6]);
-                frame.extend(MAC);
+                frame.extend(sender(act >> 4));
                 frame.extend(input.take(length));
                 let _ = memory.write_slice(&frame, GuestAddress(0x8000));
                 let mut descriptor = [0; 16];
@@ -175,7 +210,11 @@ fuzz_target!(|data: &[u8]| {
                 let mut frame = input.take(length);
                 if length % 2 == 0 && frame.len() > 18 {
                     frame[..12].fill(0);
-                    frame[12..18].copy_from_slice(&MAC);
+                    let to = frame[18];
+                    frame[12..18].copy_from_slice(&sender(to));
+                    if to == 4 {
+                        frame.splice(12.., mark::frame(mark::Kind::Mark, 1));
+                    }
                 }
                 let _ = peer.send(&frame);
             }
@@ -187,6 +226,7 @@ fuzz_target!(|data: &[u8]| {
                 let (offset, value) = (u64::from(input.byte()), u32::from_le_bytes(input.bytes()));
                 transport.write(offset, &value.to_le_bytes());
             }
+            8 => table.set(identifiers(input.word())),
             _ => {
                 available = [0; 2];
                 start(&mut transport, &memory, features);
@@ -196,6 +236,8 @@ fuzz_target!(|data: &[u8]| {
         transport.handle_host_event();
         transport.handle_queue_event(0);
         let after = counters.read();
+        let of_table = table.counters();
+        assert!(of_table.holding + of_table.dropped <= of_table.held);
         let moved = |of: fn(&devices::virtio::net::counters::Counts) -> u64| of(&after) - of(&before);
         assert!(moved(|counts| counts.received_frames) <= 2 * MAX_FRAMES as u64);
         assert!(moved(|counts| counts.sent_frames) <= 2 * MAX_FRAMES as u64);
