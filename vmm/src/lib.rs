@@ -21,6 +21,7 @@ pub mod boot;
 pub mod cli;
 pub mod control;
 pub mod disk;
+pub mod endpoint;
 pub mod exit;
 pub mod fleet;
 pub mod host;

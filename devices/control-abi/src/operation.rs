@@ -138,8 +138,8 @@ operations! {
     Listen = 0x12, "listen", SERVE, Input::Fields(RANGE), Buffer::Fields(ENDPOINT);
     /// As LISTEN, of one identifier.
     Bind = 0x13, "bind", SERVE, Input::Fields(&[(Tag::Vid, Once)]), Buffer::Fields(ENDPOINT);
-    /// Takes the next errand: what the host wants this VM to do in a move. No fields come if there is none; an event tells when there is. An errand comes again until it was answered by PREPARED, DONE or ABORT.
-    Next = 0x14, "next", SERVE, Input::Fields(&[]), Buffer::Fields(&[
+    /// Takes the next errand, of a service if one is named: what the host wants this VM to do in a move. No fields come if there is none; an event tells when there is. An errand comes again until it was answered by PREPARED, DONE or ABORT.
+    Next = 0x14, "next", SERVE, Input::Fields(&[(Tag::Service, Optional)]), Buffer::Fields(&[
         Tag::Errand, Tag::Move, Tag::Service, Tag::Form, Tag::Low, Tag::High, Tag::Vid, Tag::Bytes,
     ]);
     /// Gives identifiers up: all of the service that this VM has, if no range is said.
@@ -147,7 +147,7 @@ operations! {
     /// Notes a change of where frames to one of this VM's identifiers go, for SYNC: to another VM of the host that may serve them, or back.
     Flow = 0x20, "flow", SERVE, Input::Fields(&[(Tag::Change, Once), (Tag::Vid, Once), (Tag::Place, Optional)]),
         Buffer::Unused;
-    /// Makes the changes take effect that were noted, all or none, and forgets them. If none, the entry that failed is in the output.
+    /// Makes the changes take effect that were noted, all or none, and forgets them. The output says how many; if none because one failed, 0 and which and why.
     Sync = 0x21, "sync", SERVE, Input::Fields(&[]), Buffer::Fields(&[Tag::Count, Tag::Change, Tag::Vid, Tag::Message]);
     /// Asks for a move of identifiers that this VM has to another VM: `VM`, `HOST/VM`, or `any`. It ends with the move; errands come meanwhile.
     MigrateRequest = 0x30, "migrate-request", SERVE | rights::MIGRATE, Input::Fields(MOVE),
@@ -176,7 +176,7 @@ operations! {
         (Tag::Service, Once), (Tag::Form, Optional), (Tag::Low, Optional), (Tag::High, Optional), (Tag::Place, Once),
         (Tag::Change, Optional),
     ]), Buffer::Fields(ENDPOINT);
-    /// As MIGRATE_REQUEST, for services that bring their state over by themselves: no state is sent.
+    /// As `MIGRATE_REQUEST`, for services that bring their state over by themselves: no state is sent.
     Move = 0x43, "move", SERVE | rights::SPLIT, Input::Fields(MOVE),
         Buffer::Fields(&[Tag::Move, Tag::Place, Tag::Microseconds]);
     /// Boots VMs from an image; the VMM fetches it. The numbers of the VMs come in the order of their names.

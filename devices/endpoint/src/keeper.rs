@@ -155,6 +155,12 @@ impl Keeper {
         self.shared.state().is_muted
     }
 
+    /// How long all still passes if the lease is not renewed; nothing if it is muted.
+    pub fn remaining(&self) -> Duration {
+        let state = self.shared.state();
+        if state.is_muted { Duration::ZERO } else { state.deadline.saturating_sub(now()) }
+    }
+
     /// What `change` makes of the gate, unless all is muted: so that nothing new is let through then.
     pub fn with_gate<T>(&self, change: impl FnOnce(&mut dyn Gate) -> T) -> Option<T> {
         let mut state = self.shared.state();

@@ -53,7 +53,8 @@ pub enum PlaneError {
 }
 
 impl PlaneError {
-    pub(crate) fn kernel(what: impl Into<String>) -> impl FnOnce(NetlinkError) -> Self {
+    /// Of the kernel's refusal to do `what` with its network.
+    pub fn kernel(what: impl Into<String>) -> impl FnOnce(NetlinkError) -> Self {
         move |source| Self::Kernel { what: what.into(), source }
     }
 

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 pub mod client;
+pub mod endpoint;
 
 use crate::net::Network;
 use crate::spec::VmSpec;

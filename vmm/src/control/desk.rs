@@ -1,14 +1,16 @@
 //! Takes commands from the device, on the vCPU's thread, and passes them on.
 
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, SyncSender, TrySendError};
 
 use control_abi::field::{Arguments, Fields, Tag};
 use control_abi::operation::Operation;
 use control_abi::register::mark;
 use control_abi::status::Error;
 use devices::control::{Answer, Call, Operations};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::Job;
+use super::{Completion, Job};
 use super::clock::Clock;
 use super::journal::{Level, Note, What};
 
@@ -16,12 +18,26 @@ use super::journal::{Level, Note, What};
 #[derive(Debug)]
 pub struct Desk {
     jobs: SyncSender<Job>,
+    /// The way to the event loop, which has the agent's connection; none if the guest may have no endpoints.
+    agent: Option<(Sender<Completion>, Arc<EventFd>)>,
     clock: Clock,
 }
 
 impl Desk {
-    pub(super) fn new(jobs: SyncSender<Job>, clock: Clock) -> Self {
-        Self { jobs, clock }
+    pub(super) fn new(
+        jobs: SyncSender<Job>,
+        agent: Option<(Sender<Completion>, Arc<EventFd>)>,
+        clock: Clock,
+    ) -> Self {
+        Self { jobs, agent, clock }
+    }
+
+    /// Past the worker, which may be long at something.
+    fn forward(&self, call: Call) -> Result<Answer, Error> {
+        let (agent, wake) = self.agent.as_ref().ok_or(Error::NotSupported)?;
+        agent.send(Completion::Forward(call)).map_err(|_| Error::Host)?;
+        let _ = wake.write(1);
+        Ok(Answer::Accepted)
     }
 
     fn note(&self, what: What) -> Result<(), Error> {
@@ -90,7 +106,26 @@ impl Operations for Desk {
             | Operation::VmPrepare
             | Operation::VmLoad
             | Operation::CacheConfig => self.pass_on(Job::Call(call)).map(|()| Answer::Accepted),
-            _ => Err(Error::NotSupported),
+            Operation::Resolve
+            | Operation::Announce
+            | Operation::Listen
+            | Operation::Bind
+            | Operation::Next
+            | Operation::Withdraw
+            | Operation::Flow
+            | Operation::Sync
+            | Operation::MigrateRequest
+            | Operation::Prepared
+            | Operation::Abort
+            | Operation::Done
+            | Operation::MoveSend
+            | Operation::MoveReceive
+            | Operation::Split
+            | Operation::Merge
+            | Operation::Mirror
+            | Operation::Move => self.forward(call),
+            // The device's own.
+            Operation::Ping | Operation::Identify | Operation::Cancel => Err(Error::NotSupported),
         };
         told.unwrap_or_else(Answer::Failed)
     }
@@ -117,7 +152,7 @@ mod tests {
 
     fn desk() -> (Desk, Receiver<Job>) {
         let (jobs, received) = sync_channel(4);
-        (Desk::new(jobs, Clock::default()), received)
+        (Desk::new(jobs, None, Clock::default()), received)
     }
 
     fn call(operation: Operation, fill: impl Fn(&mut Encoder<'_>)) -> Call {

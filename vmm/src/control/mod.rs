@@ -30,6 +30,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use control_abi::event::Event;
+use control_abi::register::feature;
 use control_abi::status::Error;
 use devices::control::{Call, ControlDevice, Identity, Rate};
 use vm_memory::GuestMemoryMmap;
@@ -104,6 +105,8 @@ pub enum Completion {
     },
     /// Something for the guest to know.
     Event(Event),
+    /// A command that the host's agent is to carry out.
+    Forward(Call),
 }
 
 /// Who the guest is, and what it may reach.
@@ -174,7 +177,9 @@ impl Control {
         let (sender, completions) = channel();
         let wake = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         let clock = Clock::default();
-        let desk = Desk::new(jobs.clone(), clock.clone());
+        let serves = identity.features & feature::ENDPOINTS != 0;
+        let agent = serves.then(|| (sender.clone(), wake.clone()));
+        let desk = Desk::new(jobs.clone(), agent, clock.clone());
         let journal = Journal::new(events);
         let manager = manager.map(|manager| manager.with_endings(jobs.clone()));
         let ending = Arc::<AtomicBool>::default();

@@ -1,9 +1,9 @@
 //! A VM's socket: who connects to it sees the console and types on it, or starts a VM that is held.
 //!
-//! A connection begins with one line: `console` or `start`. To `start` the answer is `ok`, and the end.
+//! A connection begins with one line: `console`, `start` or `endpoints`. To `start` the answer is `ok`, and the end.
 //! After `console` come the last [`KEPT`] bytes that the guest printed, then what it prints, as it
 //! prints it; what is written is typed. Who reads too slowly is cut off rather than waited for: a
-//! guest does not wait for its watchers.
+//! guest does not wait for its watchers. After `endpoints` come the agent's messages ([`super::agent`]).
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -16,6 +16,7 @@ use devices::serial::SerialConsole;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::MachineError;
+use super::agent::SharedLink;
 use super::event_loop::{Verdict, lock};
 use super::typed::Typed;
 
@@ -105,18 +106,28 @@ pub(super) struct SocketEvents {
     socket: Socket,
     typed: Typed,
     clients: Vec<Client>,
+    agent: SharedLink,
     verdict: Rc<Verdict>,
 }
 
 struct Client {
     stream: Arc<UnixStream>,
-    /// What came of the first line; none when it is a console.
-    request: Option<Vec<u8>>,
+    kind: Kind,
+}
+
+/// What a connection is.
+enum Kind {
+    /// So much of its first line has come.
+    Asking(Vec<u8>),
+    Console,
+    Agent,
 }
 
 /// What becomes of a connection.
 enum Next {
     Stay,
+    /// It is the agent's, and waited for both ways.
+    Agent,
     Close,
 }
 
@@ -125,10 +136,11 @@ impl SocketEvents {
     pub fn new(
         socket: Socket,
         serial: &Arc<Mutex<SerialConsole>>,
+        agent: SharedLink,
         verdict: Rc<Verdict>,
     ) -> Result<Self, MachineError> {
         let typed = Typed::new(serial).map_err(MachineError::system("make an eventfd"))?;
-        Ok(Self { socket, typed, clients: Vec::new(), verdict })
+        Ok(Self { socket, typed, clients: Vec::new(), agent, verdict })
     }
 
     fn accept(&mut self, ops: &mut EventOps<'_>) {
@@ -137,13 +149,21 @@ impl SocketEvents {
         if !ready || ops.add(Events::new(&stream, EventSet::IN)).is_err() {
             return; // it sees that it was closed
         }
-        self.clients.push(Client { stream: Arc::new(stream), request: Some(Vec::new()) });
+        self.clients.push(Client { stream: Arc::new(stream), kind: Kind::Asking(Vec::new()) });
     }
 
     fn serve(&mut self, fd: RawFd, ops: &mut EventOps<'_>) {
         let Some(at) = self.clients.iter().position(|c| c.stream.as_raw_fd() == fd) else { return };
-        if let Next::Stay = self.read(at) {
-            return;
+        match self.read(at) {
+            Next::Stay => return,
+            Next::Agent => {
+                let both = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
+                let stream = self.clients[at].stream.clone();
+                if ops.modify(Events::new(&stream.as_fd(), both)).is_ok() && self.agent.borrow_mut().ready() {
+                    return;
+                }
+            }
+            Next::Close => {}
         }
         let client = self.clients.swap_remove(at);
         let _ = ops.remove(Events::new(&client.stream.as_fd(), EventSet::IN));
@@ -154,6 +174,11 @@ impl SocketEvents {
     fn read(&mut self, at: usize) -> Next {
         let mut buffer = [0; 1024];
         let client = &mut self.clients[at];
+        if let Kind::Agent = client.kind {
+            let mut agent = self.agent.borrow_mut();
+            // One that another has followed is cut off.
+            return if agent.is(&client.stream) && agent.ready() { Next::Stay } else { Next::Close };
+        }
         let count = match (&*client.stream).read(&mut buffer) {
             Ok(0) => return Next::Close,
             Ok(count) => count,
@@ -161,7 +186,7 @@ impl SocketEvents {
             Err(_) => return Next::Close,
         };
         let data = &buffer[..count];
-        let Some(request) = &mut client.request else {
+        let Kind::Asking(request) = &mut client.kind else {
             // As at a terminal whose guest does not read: what is too much is dropped.
             let room = PENDING_MAX.saturating_sub(self.typed.waiting.len());
             self.typed.waiting.extend_from_slice(&data[..data.len().min(room)]);
@@ -175,7 +200,7 @@ impl SocketEvents {
         match line.as_slice() {
             b"console\n" => {
                 self.typed.waiting.append(request);
-                client.request = None;
+                client.kind = Kind::Console;
                 let stream = client.stream.clone();
                 let mut hub = lock(&self.socket.hub);
                 let (first, second) = hub.kept.as_slices();
@@ -189,6 +214,11 @@ impl SocketEvents {
                 self.verdict.start();
                 let _ = (&*client.stream).write(b"ok\n");
                 Next::Close
+            }
+            b"endpoints\n" => {
+                self.agent.borrow_mut().connect(client.stream.clone(), request);
+                client.kind = Kind::Agent;
+                Next::Agent
             }
             _ => Next::Close,
         }

@@ -8,12 +8,14 @@ use control_abi::status::Error;
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 
 use super::ControlParts;
+use super::agent::SharedLink;
 use super::event_loop::{Verdict, lock};
 use crate::control::{Completion, Job};
 
 /// The control device's events.
 pub struct ControlEvents<'a> {
     control: &'a ControlParts,
+    agent: SharedLink,
     verdict: Rc<Verdict>,
 }
 
@@ -21,8 +23,8 @@ const FROM_WORKER: u32 = 0;
 const FROM_DEVICE: u32 = 1;
 
 impl<'a> ControlEvents<'a> {
-    pub fn new(control: &'a ControlParts, verdict: Rc<Verdict>) -> Self {
-        Self { control, verdict }
+    pub fn new(control: &'a ControlParts, agent: SharedLink, verdict: Rc<Verdict>) -> Self {
+        Self { control, agent, verdict }
     }
 
     /// Tells the device what the worker has done.
@@ -31,6 +33,10 @@ impl<'a> ControlEvents<'a> {
         let _ = end.wake.read();
         // No more than the device has accepted, and what was raised.
         while let Ok(completion) = end.completions.try_recv() {
+            if let Completion::Forward(call) = completion {
+                self.agent.borrow_mut().forward(call);
+                continue;
+            }
             let mut device = lock(&self.control.device);
             match completion {
                 Completion::Ended { ticket, result } => {
@@ -44,6 +50,7 @@ impl<'a> ControlEvents<'a> {
                     }
                 }
                 Completion::Event(event) => device.raise(event),
+                Completion::Forward(_) => {}
             }
         }
     }

@@ -11,6 +11,7 @@ use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::agent::AgentLink;
 use super::attach::SocketEvents;
 use super::console::ConsoleInput;
 use super::control_events::ControlEvents;
@@ -112,7 +113,10 @@ pub fn run(machine: &Machine, beginning: Beginning) -> Result<Life, MachineError
         let verdict = verdict.clone();
         manager.add_subscriber(Box::new(VirtioEvents { device: device.clone(), verdict }));
     }
-    manager.add_subscriber(Box::new(ControlEvents::new(&machine.control, verdict.clone())));
+    let agent = AgentLink::new(machine.control.device.clone(), machine.identifiers.clone());
+    let agent = Rc::new(RefCell::new(agent));
+    let control = ControlEvents::new(&machine.control, agent.clone(), verdict.clone());
+    manager.add_subscriber(Box::new(control));
     let mut terminal = None;
     match keyboard {
         Keyboard::None => {}
@@ -121,7 +125,7 @@ pub fn run(machine: &Machine, beginning: Beginning) -> Result<Life, MachineError
             terminal = RawTerminal::enter().map_err(MachineError::system("set up the terminal"))?;
         }
         Keyboard::Socket(socket) => {
-            let socket = SocketEvents::new(socket, &machine.serial, verdict.clone())?;
+            let socket = SocketEvents::new(socket, &machine.serial, agent, verdict.clone())?;
             manager.add_subscriber(Box::new(socket));
         }
     }

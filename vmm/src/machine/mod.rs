@@ -6,6 +6,7 @@
 //! [`settle`] while these stand still.
 
 pub mod acpi;
+mod agent;
 pub mod attach;
 pub mod boot;
 mod console;
@@ -41,6 +42,7 @@ use devices::interrupt::InterruptLine;
 use devices::ioapic::{self, Ioapic};
 use devices::serial::{self, SerialConsole};
 use devices::virtio::VirtioDevice;
+use devices::virtio::net::identifiers::IdentifierTable;
 use devices::virtio::mmio::{self, MmioTransport};
 use devices::virtio::rng::Rng;
 use devices::vmgenid::{GenerationId, VmGenId, VmGenIdError};
@@ -157,6 +159,7 @@ pub struct Machine {
     virtio: Vec<SharedVirtio>,
     generation: VmGenId,
     control: ControlParts,
+    identifiers: Option<IdentifierTable>,
     keyboard: Keyboard,
     events: EventReceiver,
     stats: Vec<StatsFile>,
@@ -188,7 +191,7 @@ impl Machine {
         boot: &BootSpec<'_>,
         around: Around,
     ) -> Result<Self, MachineError> {
-        let Around { console, control, virtio: devices } = around;
+        let Around { console, control, virtio: devices, identifiers } = around;
         let Processors { vm, vcpus, stats, wiring, ram: slots } = processors;
         let (sender, events) = event_channel().map_err(MachineError::system("make an eventfd"))?;
         let (mut ports, mut memory) = (Bus::default(), Bus::default());
@@ -243,6 +246,7 @@ impl Machine {
             virtio,
             generation,
             control,
+            identifiers,
             keyboard,
             events,
             stats,
@@ -312,6 +316,8 @@ pub struct Around {
     pub control: control::MachineEnd,
     /// Its virtio devices ([`virtio_devices`]), those that its processors were wired for.
     pub virtio: Vec<Box<dyn VirtioDevice>>,
+    /// What its network device knows of virtual endpoints, if it has one.
+    pub identifiers: Option<IdentifierTable>,
 }
 
 /// Where the console is.

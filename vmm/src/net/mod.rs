@@ -21,6 +21,7 @@ use std::sync::Arc;
 use devices::virtio::VirtioDevice;
 use devices::virtio::net::counters::Counters;
 use devices::virtio::net::dhcp::Lease;
+use devices::virtio::net::identifiers::IdentifierTable;
 use devices::virtio::net::mac::MacAddress;
 use devices::virtio::net::{MAX_MTU, Net, NetConfig};
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -341,11 +342,22 @@ impl Attachment {
     ///
     /// # Errors
     /// The host gives no descriptor to wait with.
-    pub fn into_device(self) -> Result<(Box<dyn VirtioDevice>, Arc<Counters>), NetError> {
+    pub fn into_device(self) -> Result<NetDevice, NetError> {
         let tap = Box::new(TapFile::new(self.tap));
         let device = Net::new(tap, self.network.device)
             .map_err(NetError::system("make the network device"))?;
-        let counters = device.counters();
-        Ok((Box::new(device), counters))
+        let (counters, identifiers) = (device.counters(), device.identifiers());
+        Ok(NetDevice { device: Box::new(device), counters, identifiers })
     }
+}
+
+/// A VM's network device, and what is beside it.
+#[expect(missing_debug_implementations, reason = "a device has none")]
+pub struct NetDevice {
+    /// The device.
+    pub device: Box<dyn VirtioDevice>,
+    /// What it counts.
+    pub counters: Arc<Counters>,
+    /// What it knows of virtual endpoints.
+    pub identifiers: IdentifierTable,
 }

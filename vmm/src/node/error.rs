@@ -7,6 +7,7 @@ use imgcache::client::LoadError;
 use imgcache::image::name::ImageName;
 use imgcache::transport::TransportError;
 
+use super::endpoints::EndpointError;
 use crate::api::VmState;
 use crate::exit::Exit;
 use crate::host::kvm::HostError;
@@ -95,6 +96,9 @@ pub enum NodeError {
     /// Another agent has the folder.
     #[error("another agent uses {}", .0.display())]
     Running(PathBuf),
+    /// Endpoints.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// The VM's socket did not answer.
     #[error("VM '{name}' does not answer: {source}")]
     Silent {
@@ -137,6 +141,7 @@ impl NodeError {
             },
             Self::Images(_) => "cache_unavailable",
             Self::Host(_) => "host",
+            Self::Endpoint(error) => error.kind(),
             Self::Image(LoadError::NoSuchChunk { .. })
             | Self::Running(_)
             | Self::Silent { .. }

@@ -14,6 +14,7 @@
 pub mod clock;
 pub mod error;
 pub mod events;
+pub mod endpoints;
 mod group;
 pub mod http;
 pub mod launch;
@@ -37,6 +38,7 @@ use imgcache::image::name::ImageName;
 use rustix::process::{Signal, pidfd_send_signal};
 
 use self::error::NodeError;
+use self::endpoints::Endpoints;
 use self::events::{Listeners, Subscription};
 use self::launch::{CONSOLE, EVENTS, Launcher, SOCKET, Wanted};
 use self::options::NodeOptions;
@@ -70,6 +72,7 @@ struct Inner {
     launcher: Launcher,
     turns: Turns,
     listeners: Listeners,
+    endpoints: Endpoints,
     draining: AtomicBool,
     max_vms: u32,
     keep_pool: bool,
@@ -105,6 +108,7 @@ impl Node {
         let cpus = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let cpus = u32::try_from(cpus).unwrap_or(1);
         let next = recover::next_number(&folder, &vms);
+        let endpoints = Endpoints::open(&options.endpoints, &folder)?;
         let node = Self(Arc::new(Inner {
             folder,
             vms,
@@ -115,13 +119,61 @@ impl Node {
             launcher,
             turns: Turns::new(options.parallel.unwrap_or(2 * cpus)),
             listeners,
+            endpoints,
             draining: AtomicBool::new(false),
             max_vms: options.max_vms,
             keep_pool: options.keep_pool,
             _lock: lock,
         }));
         recover::find_vms(&node.0);
+        node.lead_endpoints().map_err(NodeError::system("follow VMs"))?;
         Ok(node)
+    }
+
+    /// Tells the endpoints of VMs that live, those that there are and those that come, and of those that end.
+    fn lead_endpoints(&self) -> io::Result<()> {
+        let subscription = self.subscribe();
+        for info in self.list() {
+            self.tell_endpoints(&info);
+        }
+        self.0.endpoints.begin();
+        let node = Arc::downgrade(&self.0);
+        std::thread::Builder::new().name("endpoint-vms".into()).spawn(move || {
+            while let Ok(event) = subscription.receiver().recv() {
+                let Some(node) = node.upgrade().map(Self) else { return };
+                match event.event {
+                    Event::Vm { name, .. } => {
+                        if let Ok(info) = node.inspect(&name) {
+                            node.tell_endpoints(&info);
+                        }
+                    }
+                    Event::Deleted { number, .. } => node.0.endpoints.vm_ended(number),
+                    // Some were missed: what there is now is looked at.
+                    Event::Lost { .. } => {
+                        node.list().iter().for_each(|info| node.tell_endpoints(info));
+                    }
+                    _ => {}
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    fn tell_endpoints(&self, info: &VmInfo) {
+        match info.state {
+            VmState::Starting => {}
+            VmState::Ready | VmState::Running => {
+                if let Ok(socket) = self.file(&info.name, SOCKET) {
+                    self.0.endpoints.vm_lives(info, &socket);
+                }
+            }
+            VmState::Ended => self.0.endpoints.vm_ended(info.number),
+        }
+    }
+
+    /// The virtual endpoints of the node's VMs.
+    pub fn endpoints(&self) -> &Endpoints {
+        &self.0.endpoints
     }
 
     /// Says by which words this program serves the chunks of images' disks, from where the agent's

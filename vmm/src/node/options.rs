@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::endpoints::options::EndpointOptions;
 use crate::size;
 
 /// How the agent works.
@@ -43,6 +44,10 @@ pub struct NodeOptions {
     /// When the agent ends, leave the pool in memory for the next one. VMs live on in any case.
     #[arg(long)]
     pub keep_pool: bool,
+
+    /// Virtual endpoints of its VMs.
+    #[command(flatten)]
+    pub endpoints: EndpointOptions,
 }
 
 impl NodeOptions {

@@ -44,6 +44,7 @@ use crate::machine::processors::queue_counts;
 use crate::machine::{self, Console, Keyboard, Life, MachineError};
 use crate::net::{Attachment, NetError};
 use crate::spec::disk::DiskSpec;
+use crate::spec::endpoint::EndpointSpec;
 
 /// The argument with which the agent starts this program as the process of a VM.
 pub const ARGUMENT: &str = "vm-process";
@@ -203,12 +204,13 @@ impl Vm {
         watch.phase("given");
 
         let spec = &start.spec;
-        let (mut devices, mut network) = (Vec::new(), None);
+        let (mut devices, mut network, mut identifiers) = (Vec::new(), None, None);
         if let Some(described) = start.network.clone() {
             let attachment = Attachment::from_parts(files.take(Given::Tap)?, described);
-            let (device, counted) = attachment.into_device()?;
-            devices.push(device);
-            network = Some(counted);
+            let made = attachment.into_device()?;
+            devices.push(made.device);
+            network = Some(made.counters);
+            identifiers = Some(made.identifiers);
         }
         let (vsock, folders) = vsock(start, &mut files, &mut devices)?.unzip();
         let mut virtio = machine::virtio_devices(devices);
@@ -234,7 +236,7 @@ impl Vm {
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
         let console = Console { output: Box::new(output), keyboard: Keyboard::Socket(socket) };
-        let around = machine::Around { console, control: end, virtio };
+        let around = machine::Around { console, control: end, virtio, identifiers };
         let (machine, mut report) = loaded.assemble(spec, around, false, watch)?;
         report.network.clone_from(&start.network);
         let disk = disk_counters;
@@ -341,14 +343,15 @@ fn vsock(
 /// What is behind the control device.
 fn setup(start: &Start, pooled: Prepared, events: File) -> Setup {
     let spec = &start.spec;
+    let endpoints = if spec.endpoint.is_some() { feature::ENDPOINTS } else { 0 };
     let identity = Identity {
         name: start.name.to_string(),
         image: spec.image.to_string(),
         manifest: pooled.id().0,
         cpus: spec.cpus.into(),
         memory_bytes: spec.memory,
-        rights: 0,
-        features: feature::IMAGES | feature::EVENTS | feature::EVENT_LINE,
+        rights: spec.endpoint.as_ref().map_or(0, EndpointSpec::device_rights),
+        features: feature::IMAGES | feature::EVENTS | feature::EVENT_LINE | endpoints,
         commands: TENANT_RATE,
         boots: BOOT_RATE,
     };

@@ -5,6 +5,7 @@
 #![allow(clippy::doc_markdown, reason = "documentation comments here are help texts")]
 
 pub mod disk;
+pub mod endpoint;
 pub mod limits;
 pub mod name;
 pub mod net;
@@ -17,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use self::disk::DiskSpec;
+use self::endpoint::EndpointSpec;
 use self::limits::LimitsSpec;
 use self::net::NetSpec;
 use crate::loader::{KernelChoice, RamdiskChoice};
@@ -105,6 +107,13 @@ pub struct VmSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockSpec>,
 
+    /// What it may do with virtual endpoints, through its control device: services=NAME+NAME, which it may
+    /// announce (names, and patterns such as kv.*), addresses=IP+IP of these, in their order, move (it may ask that
+    /// they be moved), split (it may split, merge and mirror them). Without this it cannot even look services up.
+    #[arg(long, value_name = "RIGHTS")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<EndpointSpec>,
+
     /// Hash every chunk in full (BLAKE3), even where the store vouches that nothing was changed
     /// since it was last hashed and a checksum would do.
     #[arg(long)]
@@ -151,6 +160,9 @@ impl VmSpec {
             return Err("'spec.vsock.socket': the socket of an agent's VM is in its folder, \
                         node/vms/NUMBER/vsock/socket below the agent's: leave out the path"
                 .into());
+        }
+        if let Some(endpoint) = &self.endpoint {
+            endpoint.check().map_err(|error| format!("'spec.endpoint': {error}"))?;
         }
         self.net.check().map_err(|error| format!("'spec.net': {error}"))?;
         self.limits.check().map_err(|error| format!("'spec.limits': {error}"))?;

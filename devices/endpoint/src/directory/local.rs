@@ -56,6 +56,23 @@ impl LocalDirectory {
         Ok(Self { state, wake })
     }
 
+    /// One that has `records`, which another has kept before: epochs go on from theirs.
+    ///
+    /// # Errors
+    /// There can be no more threads.
+    pub fn with(records: Vec<Record>, reserved: Vec<Vid>) -> Result<Self, std::io::Error> {
+        let this = Self::new(reserved)?;
+        let mut state = lock(&this.state);
+        state.floor = records.iter().map(|record| record.epoch).max().unwrap_or_default();
+        for record in records {
+            state.revision += 1;
+            let revision = state.revision;
+            state.table.put(Record { revision, ..record });
+        }
+        drop(state);
+        Ok(this)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = lock(&self.state);
         state.end_leases();

@@ -129,6 +129,16 @@ pub fn create_vxlan(
     create(route, name, InfoKind::Vxlan, InfoData::Vxlan(data))
 }
 
+/// Takes an interface away.
+///
+/// # Errors
+/// The kernel's refusal.
+pub fn delete(route: &mut Route, index: u32) -> Result<(), NetlinkError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    route.request(RouteNetlinkMessage::DelLink(message), 0).map(drop)
+}
+
 fn change(
     route: &mut Route,
     index: u32,

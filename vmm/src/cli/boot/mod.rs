@@ -158,9 +158,9 @@ impl BootCommand {
         if let Some(attachment) = attachment {
             vm.cmdline_append =
                 attachment.network().command_line_with(vm.cmdline_append.as_deref());
-            let (device, counted) = attachment.into_device()?;
-            devices.push(device);
-            net_counters = Some(counted);
+            let made = attachment.into_device()?;
+            devices.push(made.device);
+            net_counters = Some(made.counters);
             watch.phase("network");
         }
         let (vsock, vsock_folder) = self.vsock(&mut devices)?.unzip();
@@ -205,7 +205,7 @@ impl BootCommand {
         virtio.extend(disk.map(|disk| disk.device));
         let (control, end) = Control::start(setup)
             .map_err(MachineError::system("start what is behind the control device"))?;
-        let around = machine::Around { console, control: end, virtio };
+        let around = machine::Around { console, control: end, virtio, identifiers: None };
         let (machine, mut report) = loaded.assemble(&vm, around, self.wants_report(), watch)?;
         report.network = network;
         // What an image from a cache still has to do, it does while the guest starts.

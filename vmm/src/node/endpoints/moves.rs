@@ -1,0 +1,872 @@
+//! Moves: what [`endpoint::moving`] wants done, done. Each has a thread at the host that the endpoint leaves.
+//!
+//! What is to be done at the destination is an [`Order`], whether that is on this node or on another.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use endpoint::directory::DirectoryError;
+use endpoint::moving::{Action, Answer, Event, Move, Notice, Outcome as End, Side, Task, Ticket};
+use endpoint::name::Name;
+use endpoint::range::Range;
+use endpoint::record::{Home, Owner, Phase, Record};
+use endpoint::rights;
+use serde::{Deserialize, Serialize};
+
+use super::error::EndpointError;
+use super::guests::{Deed, Errand, Outcome, Passage};
+use super::store::Begun;
+use super::{Endpoints, Selection, count, switches};
+use crate::api::endpoint::{MoveInfo, MoveStep};
+
+/// Moves at a time.
+const MOST_MOVES: usize = 64;
+/// Bytes of state that one move may take.
+const MOST_STATE: usize = 256 << 20;
+/// How long a guest may take for an errand.
+const ERRAND_PATIENCE: Duration = Duration::from_secs(15);
+/// How long a move may take until it is decided.
+const MOVE_PATIENCE: Duration = Duration::from_secs(40);
+/// How long frames are held, if nobody ends it before.
+const HOLD_PATIENCE: Duration = Duration::from_secs(60);
+/// How long what has been decided is tried.
+const END_PATIENCE: Duration = Duration::from_secs(60);
+/// Between one attempt and the next.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What the destination's host is to do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The move.
+    pub number: u64,
+    /// Of two orders of a range, the older one is not carried out after the other.
+    pub revision: u64,
+    /// Among those of one revision.
+    pub turn: u64,
+    /// The service.
+    pub service: Name,
+    /// The identifiers.
+    pub range: Range,
+    /// Where it was.
+    pub from: Home,
+    /// The VM there.
+    pub vm: String,
+    /// What.
+    pub what: What,
+    /// Bytes of the state that was sent.
+    pub bytes: u64,
+    /// The service brings its state over by itself.
+    pub stateless: bool,
+}
+
+/// What is to be done at the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// Be ready, and hold what comes.
+    Prepare,
+    /// Take the state up.
+    Resume,
+    /// Go on.
+    Open,
+    /// Let in what was held.
+    Release,
+    /// Say on the network that it is there.
+    Announce,
+    /// Forget it.
+    Discard,
+}
+
+/// The moves of this node.
+#[derive(Debug, Default)]
+pub struct Moves {
+    active: Mutex<HashMap<u64, Arc<Active>>>,
+    /// States on their way, by move.
+    states: Mutex<HashMap<u64, State>>,
+    /// The last order of each range.
+    heeded: Mutex<HashMap<Range, Ticket>>,
+    last: Mutex<u64>,
+}
+
+/// A state: what a source has sent, for whom it is.
+#[derive(Debug, Default)]
+struct State {
+    source: Option<u64>,
+    destination: Option<u64>,
+    bytes: Vec<u8>,
+}
+
+/// A move that goes on.
+#[derive(Debug)]
+struct Active {
+    number: u64,
+    service: Name,
+    range: Range,
+    from: Home,
+    to: Home,
+    /// The VM that it leaves, if it is of this node.
+    source: Option<u64>,
+    stateless: bool,
+    is_lost: [AtomicBool; 2],
+    is_aborted: AtomicBool,
+    reason: Mutex<Option<String>>,
+}
+
+impl Active {
+    fn note(&self, why: impl Into<String>) {
+        // The first is what the others come of.
+        lock(&self.reason).get_or_insert_with(|| why.into());
+    }
+
+    fn is_lost(&self, side: Side) -> &AtomicBool {
+        &self.is_lost[usize::from(side == Side::Destination)]
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Moves {
+    /// A VM of this node has ended: its moves hear of it.
+    pub fn lost(&self, vm: u64) {
+        for active in lock(&self.active).values() {
+            if active.source == Some(vm) {
+                active.is_lost(Side::Source).store(true, Ordering::Release);
+            }
+        }
+    }
+
+    /// A number that no move had.
+    fn number(&self) -> u64 {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let now = now.map_or(0, |now| u64::try_from(now.as_micros()).unwrap_or(0));
+        let mut last = lock(&self.last);
+        *last = now.max(last.saturating_add(1));
+        *last
+    }
+
+    /// Whether the order with this ticket is not older than what was done.
+    fn heed(&self, range: Range, ticket: Ticket) -> bool {
+        let mut heeded = lock(&self.heeded);
+        let last = heeded.entry(range).or_default();
+        let is_new = ticket >= *last;
+        if is_new {
+            *last = ticket;
+        }
+        is_new
+    }
+}
+
+impl Endpoints {
+    /// Moves identifiers to another VM; returns when that is over.
+    pub(super) fn move_to(
+        &self,
+        asker: Option<u64>,
+        selection: &Selection,
+        to: &str,
+        stateless: bool,
+    ) -> Result<MoveInfo, EndpointError> {
+        let record = self.select_one(asker, selection)?;
+        let deed = if stateless { rights::Deed::Split } else { rights::Deed::Move };
+        self.permit(asker, deed, &record, 1)?;
+        self.move_record(record, to, stateless)
+    }
+
+    /// Where `to` is: a VM of this node, HOST/VM, or any VM of this node that may.
+    fn place(&self, record: &Record, to: &str) -> Result<Home, EndpointError> {
+        if to == "any" {
+            let guests = self.guests().lock();
+            let may = |name: &str| name != record.home.port() || record.home.host() != self.host();
+            let mut able = guests.iter().filter(|(_, guest)| {
+                let rights = guest.spec.rights();
+                may(&guest.name)
+                    && guest.is_connected()
+                    && guest.port.is_some()
+                    && rights.announce(&record.service, 0, 1).is_ok()
+            });
+            let found = able.next().map(|(_, guest)| guest.name.clone());
+            drop(able);
+            drop(guests);
+            let name = found.ok_or_else(|| EndpointError::NoPlace(record.service.to_string()))?;
+            return self.home(&name);
+        }
+        if to.contains('/') { Ok(to.parse()?) } else { self.home(to) }
+    }
+
+    /// Moves a range.
+    pub(super) fn move_record(
+        &self,
+        record: Record,
+        to: &str,
+        stateless: bool,
+    ) -> Result<MoveInfo, EndpointError> {
+        let to = self.place(&record, to)?;
+        let source = self.number_of(record.home.port())?;
+        let heir: Owner = to.host().parse()?;
+        if to.host() == self.host() {
+            let destination = self.may_serve(to.port(), &record.service)?;
+            let ((bridge, _), (other, _)) = (self.port_of(source)?, self.port_of(destination)?);
+            if bridge != other {
+                let (from, to) = (record.home.port().to_owned(), to.port().to_owned());
+                return Err(EndpointError::OtherBridge(from, bridge, to));
+            }
+        } else {
+            self.peer(to.host())?;
+        }
+        // What is frozen, or moves, or is there, is refused before it counts.
+        let (state, actions) = Move::begin(record.clone(), to.clone(), heir)?;
+        self.admit(&record)?;
+        let active = Arc::new(Active {
+            number: self.0.moves.number(),
+            service: record.service.clone(),
+            range: record.range,
+            from: record.home.clone(),
+            to,
+            source: Some(source),
+            stateless,
+            is_lost: Default::default(),
+            is_aborted: AtomicBool::new(false),
+            reason: Mutex::new(None),
+        });
+        let info = self.carry_through(&active, state, actions)?;
+        match (&*info.outcome, &info.reason) {
+            ("moved", _) => Ok(info),
+            (_, Some(reason)) => Err(EndpointError::Aborted(reason.clone())),
+            (outcome, None) => Err(EndpointError::Aborted(outcome.to_owned())),
+        }
+    }
+
+    /// Does all of a move, on this thread.
+    fn carry_through(
+        &self,
+        active: &Arc<Active>,
+        mut state: Move,
+        mut actions: Vec<Action>,
+    ) -> Result<MoveInfo, EndpointError> {
+        let moves = &self.0.moves;
+        {
+            let mut all = lock(&moves.active);
+            if all.len() >= MOST_MOVES {
+                return Err(EndpointError::Busy(MOST_MOVES));
+            }
+            all.insert(active.number, active.clone());
+        }
+        let begun = Begun {
+            number: active.number,
+            service: active.service.clone(),
+            range: active.range,
+            from: active.from.clone(),
+            to: active.to.clone(),
+            stateless: active.stateless,
+        };
+        if let Err(error) = self.0.store.begin(begun) {
+            lock(&moves.active).remove(&active.number);
+            return Err(EndpointError::System("note the move", error));
+        }
+        let destination =
+            (active.to.host() == self.host()).then(|| self.number_of(active.to.port()).ok());
+        let waiting =
+            State { source: active.source, destination: destination.flatten(), bytes: Vec::new() };
+        lock(&moves.states).entry(active.number).or_insert(waiting);
+        let since = Instant::now();
+        let (mut steps, mut held) = (Vec::new(), None::<Instant>);
+        let mut held_us = 0;
+        let (mut is_late, mut decided) = (false, None::<Instant>);
+        let mut told_lost = [false; 2];
+        while state.outcome().is_none() {
+            let mut next = Vec::new();
+            for action in std::mem::take(&mut actions) {
+                match action {
+                    Action::Do(ticket, task) => {
+                        let name = name(&task);
+                        let started = Instant::now();
+                        if matches!(task, Task::Hold) {
+                            held = Some(started);
+                        }
+                        let answer = self.perform(active, &state, ticket, task.clone());
+                        steps.push(MoveStep { name: name.to_owned(), us: micros(started) });
+                        if matches!(task, Task::Release) && answer == Answer::Done {
+                            held_us = held.map_or(0, micros);
+                        }
+                        if answer == Answer::Unanswered {
+                            thread::sleep(PAUSE);
+                        }
+                        next.extend(state.handle(Event::Answered(ticket, answer)));
+                    }
+                    Action::Discard(ticket) => {
+                        let order = self.order(active, ticket, What::Discard);
+                        if let Outcome::Refused(why) = self.at(active, &order) {
+                            log::debug!("move {}: {why}", active.number);
+                        }
+                    }
+                    Action::Notify(Notice::Aborting(step)) => {
+                        active.note(format!("it did not get further than {step:?}"));
+                    }
+                    Action::Notify(_) => {}
+                }
+            }
+            actions = next;
+            for (side, told) in [Side::Source, Side::Destination].into_iter().zip(&mut told_lost) {
+                if !*told && active.is_lost(side).load(Ordering::Acquire) {
+                    *told = true;
+                    active.note(format!("the {side:?} is lost"));
+                    actions.extend(state.handle(Event::Lost(side)));
+                }
+            }
+            if active.is_aborted.swap(false, Ordering::AcqRel) {
+                actions.extend(state.handle(Event::Abort));
+            }
+            if !is_late && since.elapsed() > MOVE_PATIENCE {
+                is_late = true;
+                actions.extend(state.handle(Event::TimedOut));
+            }
+            // Nothing waits for ever for a guest that does not do what was decided.
+            if state.step() >= endpoint::moving::Step::Opening {
+                let since = *decided.get_or_insert_with(Instant::now);
+                if since.elapsed() > END_PATIENCE {
+                    decided = Some(Instant::now());
+                    for side in [Side::Source, Side::Destination] {
+                        actions.extend(state.handle(Event::Lost(side)));
+                    }
+                    actions.extend(state.handle(Event::HoldEnded));
+                }
+            }
+            if actions.is_empty() && state.outcome().is_none() {
+                // It waits for an answer that was given to another order.
+                thread::sleep(PAUSE);
+                actions.extend(state.handle(Event::TimedOut));
+                if actions.is_empty() {
+                    break;
+                }
+            }
+        }
+        let bytes = lock(&moves.states).remove(&active.number).map_or(0, |state| state.bytes.len());
+        lock(&moves.active).remove(&active.number);
+        self.0.store.end(active.number);
+        let counts = &self.0.counts;
+        let outcome = match state.outcome() {
+            Some(End::Moved) => {
+                count(&counts.moved);
+                "moved"
+            }
+            Some(End::Orphan) => {
+                count(&counts.orphaned);
+                "orphan"
+            }
+            Some(End::Superseded) => "superseded",
+            Some(End::Aborted) | None => {
+                count(&counts.aborted);
+                "aborted"
+            }
+        };
+        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+        counts.held_us.fetch_add(held_us, Ordering::Relaxed);
+        counts.state_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let reason = if outcome == "moved" { None } else { lock(&active.reason).clone() };
+        log::info!("{} from {} to {}: {outcome}", active.service, active.from, active.to);
+        Ok(MoveInfo {
+            number: active.number,
+            from: active.from.to_string(),
+            to: active.to.to_string(),
+            outcome: outcome.to_owned(),
+            reason,
+            state_bytes: bytes,
+            held_us,
+            us: micros(since),
+            steps,
+        })
+    }
+
+    fn order(&self, active: &Active, ticket: Ticket, what: What) -> Order {
+        let sent = lock(&self.0.moves.states).get(&active.number).map_or(0, |s| s.bytes.len());
+        Order {
+            number: active.number,
+            revision: ticket.revision,
+            turn: ticket.number,
+            service: active.service.clone(),
+            range: active.range,
+            from: active.from.clone(),
+            vm: active.to.port().to_owned(),
+            what,
+            bytes: u64::try_from(sent).unwrap_or(u64::MAX),
+            stateless: active.stateless,
+        }
+    }
+
+    /// Has the destination's host do something.
+    fn at(&self, active: &Active, order: &Order) -> Outcome {
+        if active.to.host() == self.host() {
+            return self.obey(order);
+        }
+        match self.peer(active.to.host()) {
+            Ok(peer) => peer.order(order),
+            Err(error) => Outcome::Refused(error.to_string()),
+        }
+    }
+
+    fn answer(active: &Active, outcome: Outcome) -> Answer {
+        match outcome {
+            Outcome::Done => Answer::Done,
+            Outcome::Refused(why) => {
+                active.note(why);
+                Answer::Refused
+            }
+            Outcome::Silent => {
+                active.note("a guest does not answer");
+                Answer::Unanswered
+            }
+        }
+    }
+
+    fn done(active: &Active, done: Result<(), EndpointError>) -> Answer {
+        match done {
+            Ok(()) => Answer::Done,
+            Err(error) => {
+                active.note(error.to_string());
+                Answer::Refused
+            }
+        }
+    }
+
+    /// Does what a move wants done.
+    fn perform(&self, active: &Active, state: &Move, ticket: Ticket, task: Task) -> Answer {
+        let far = |what| Self::answer(active, self.at(active, &self.order(active, ticket, what)));
+        match task {
+            Task::Record(change) => match self.change(&change) {
+                Ok(records) => {
+                    let found = records.into_iter().find(|record| record.range == active.range);
+                    Answer::Record(found.map(Box::new))
+                }
+                Err(EndpointError::Directory(DirectoryError::Unreachable(why))) => {
+                    active.note(why);
+                    Answer::Unanswered
+                }
+                Err(error) => {
+                    active.note(error.to_string());
+                    Answer::Refused
+                }
+            },
+            Task::Look => match self.0.directory.find(active.range.first()) {
+                Ok(entry) => {
+                    let record = entry.map(|entry| entry.record);
+                    let same = record.filter(|record| record.range == active.range);
+                    Answer::Record(same.map(Box::new))
+                }
+                Err(_) => Answer::Unanswered,
+            },
+            Task::Prepare => far(What::Prepare),
+            Task::Hold => Self::done(active, self.hold_at(active)),
+            Task::EndMark => Self::done(active, self.drain_source(active)),
+            Task::Stop => self.stop(active),
+            Task::Send => self.send_state(active),
+            Task::Resume => far(What::Resume),
+            Task::Open => far(What::Open),
+            Task::Release => {
+                let is_moved = state.record().home == active.to;
+                let here = self.release_here(active, is_moved);
+                let is_far = active.to.host() != self.host();
+                let is_next = is_moved && is_far && here == Answer::Done;
+                if is_next { far(What::Release) } else { here }
+            }
+            Task::Announce => far(What::Announce),
+            Task::Continue => self.at_source(active, Deed::Continue, Some(Passage::OPEN)),
+            Task::Free => self.at_source(active, Deed::Free, None),
+        }
+    }
+
+    fn errand(active: &Active, deed: Deed, bytes: u64) -> Errand {
+        let (service, range) = (active.service.clone(), active.range);
+        Errand { deed, number: active.number, service, range, bytes }
+    }
+
+    /// This node's switch leads to the destination and holds there.
+    fn hold_at(&self, active: &Active) -> Result<(), EndpointError> {
+        let source = active.source.ok_or(EndpointError::Guest("the source is gone"))?;
+        let (bridge, _) = self.port_of(source)?;
+        let switch = self.0.switches.open(&bridge)?;
+        let to = self.port_at(&active.to)?;
+        switches::hold(&switch, active.range, to, active.number, HOLD_PATIENCE)
+    }
+
+    fn drain_source(&self, active: &Active) -> Result<(), EndpointError> {
+        let source = active.source.ok_or(EndpointError::Guest("the source is gone"))?;
+        let (bridge, port) = self.port_of(source)?;
+        let switch = self.0.switches.open(&bridge)?;
+        if switches::drain(&switch, port)? {
+            Ok(())
+        } else {
+            Err(EndpointError::Guest("what was sent to the source before does not arrive there"))
+        }
+    }
+
+    fn stop(&self, active: &Active) -> Answer {
+        let Some(source) = active.source else { return Answer::Refused };
+        if !active.stateless {
+            if let Some(state) = lock(&self.0.moves.states).get_mut(&active.number) {
+                state.bytes.clear();
+            }
+            let errand = Self::errand(active, Deed::Stop, 0);
+            let is_over = || active.is_lost(Side::Source).load(Ordering::Acquire);
+            let outcome = self.guests().run(source, &errand, ERRAND_PATIENCE, is_over);
+            if outcome != Outcome::Done {
+                return Self::answer(active, outcome);
+            }
+        }
+        // Its last frames have left: it stands still. From here on it has no voice.
+        let mute = Passage { may_send: false, ..Passage::OPEN };
+        Self::done(active, self.guests().pass(source, (&active.service, active.range), Some(mute)))
+    }
+
+    fn send_state(&self, active: &Active) -> Answer {
+        if active.to.host() == self.host() {
+            return Answer::Done;
+        }
+        let bytes = lock(&self.0.moves.states)
+            .get(&active.number)
+            .map(|state| state.bytes.clone())
+            .unwrap_or_default();
+        let sent = self.peer(active.to.host()).map(|peer| peer.send(active.number, &bytes));
+        Self::answer(active, sent.unwrap_or_else(|error| Outcome::Refused(error.to_string())))
+    }
+
+    fn release_here(&self, active: &Active, is_moved: bool) -> Answer {
+        let Some((bridge, home)) = self.home_port(active, is_moved) else { return Answer::Done };
+        // Before new frames come, those that wait are let in.
+        if is_moved && active.to.host() == self.host() {
+            let order = self.order(active, Ticket::default(), What::Release);
+            if let Outcome::Refused(why) = self.let_in(&order) {
+                active.note(why);
+                return Answer::Refused;
+            }
+        }
+        let released = self
+            .0
+            .switches
+            .open(&bridge)
+            .map_err(EndpointError::from)
+            .and_then(|switch| switches::release(&switch, active.range, home, active.number));
+        Self::done(active, released)
+    }
+
+    /// The bridge that the source is on, and where identifiers are now.
+    fn home_port(&self, active: &Active, is_moved: bool) -> Option<(String, Option<vswitch::Port>)> {
+        let here = |home: &Home| self.number_of(home.port()).and_then(|vm| self.port_of(vm)).ok();
+        let own = if active.from.host() == self.host() { &active.from } else { &active.to };
+        let other = if active.to.host() == self.host() { &active.to } else { &active.from };
+        let (bridge, _) = here(own).or_else(|| here(other))?;
+        let now = if is_moved { &active.to } else { &active.from };
+        Some((bridge, self.port_at(now).ok()))
+    }
+
+    /// The port of this node's switch that leads to a place.
+    fn port_at(&self, home: &Home) -> Result<vswitch::Port, EndpointError> {
+        if home.host() == self.host() {
+            Ok(self.port_of(self.number_of(home.port())?)?.1)
+        } else {
+            self.peer(home.host()).map(|peer| vswitch::Port::Remote(peer.tunnel()))
+        }
+    }
+
+    fn at_source(&self, active: &Active, deed: Deed, passage: Option<Passage>) -> Answer {
+        let Some(source) = active.source else { return Answer::Done };
+        let is_over = || active.is_lost(Side::Source).load(Ordering::Acquire);
+        // It has its voice before it goes on, and none before it is told to forget.
+        if let Err(error) = self.guests().pass(source, (&active.service, active.range), passage) {
+            active.note(error.to_string());
+            return if is_over() { Answer::Done } else { Answer::Unanswered };
+        }
+        if active.stateless {
+            return Answer::Done;
+        }
+        let errand = Self::errand(active, deed, 0);
+        match self.guests().run(source, &errand, ERRAND_PATIENCE, is_over) {
+            Outcome::Silent if !is_over() => Answer::Unanswered,
+            // It knows nothing of it, so there is nothing to go on or to be forgotten.
+            _ => Answer::Done,
+        }
+    }
+
+    /// Does what the host that an endpoint leaves wants done here.
+    pub(super) fn obey(&self, order: &Order) -> Outcome {
+        let ticket = Ticket { revision: order.revision, number: order.turn };
+        if !self.0.moves.heed(order.range, ticket) {
+            return Outcome::Refused("a later order was carried out already".into());
+        }
+        let errand = |deed| Errand {
+            deed,
+            number: order.number,
+            service: order.service.clone(),
+            range: order.range,
+            bytes: order.bytes,
+        };
+        let vm = match self.may_serve(&order.vm, &order.service) {
+            Ok(vm) => vm,
+            Err(_) if order.what == What::Discard => return Outcome::Done,
+            Err(error) => return Outcome::Refused(error.to_string()),
+        };
+        let run = |deed| {
+            if order.stateless {
+                return Outcome::Done;
+            }
+            self.guests().run(vm, &errand(deed), ERRAND_PATIENCE, || false)
+        };
+        let pass = |passage| match self.guests().pass(vm, (&order.service, order.range), passage) {
+            Ok(()) => Outcome::Done,
+            Err(error) => Outcome::Refused(error.to_string()),
+        };
+        match order.what {
+            What::Prepare => match run(Deed::Prepare) {
+                Outcome::Done => {
+                    let mut states = lock(&self.0.moves.states);
+                    states.entry(order.number).or_default().destination = Some(vm);
+                    drop(states);
+                    if let Err(error) = self.note_coming(order) {
+                        return Outcome::Refused(error.to_string());
+                    }
+                    pass(Some(Passage::HELD))
+                }
+                other => other,
+            },
+            What::Resume => run(Deed::Resume),
+            What::Open => {
+                let speaks = Passage { may_send: true, ..Passage::HELD };
+                match pass(Some(speaks)) {
+                    Outcome::Done => match run(Deed::Open) {
+                        // Its process is gone, and the connections with it; the service is here all the same.
+                        Outcome::Refused(why) => {
+                            log::warn!("move {}: connections are lost: {why}", order.number);
+                            Outcome::Done
+                        }
+                        other => other,
+                    },
+                    other => other,
+                }
+            }
+            What::Release => self.let_in(order),
+            What::Announce => Outcome::Done,
+            What::Discard => {
+                let _ = pass(None);
+                let done = run(Deed::Discard);
+                self.came_or_not(order);
+                done
+            }
+        }
+    }
+
+    /// A move from another host begins: should that be gone, this one ends it.
+    fn note_coming(&self, order: &Order) -> Result<(), EndpointError> {
+        if order.from.host() == self.host() {
+            return Ok(());
+        }
+        let begun = Begun {
+            number: order.number,
+            service: order.service.clone(),
+            range: order.range,
+            from: order.from.clone(),
+            to: self.home(&order.vm)?,
+            stateless: order.stateless,
+        };
+        self.0.store.begin(begun).map_err(EndpointError::system("note the move"))
+    }
+
+    fn came_or_not(&self, order: &Order) {
+        if order.from.host() != self.host() {
+            lock(&self.0.moves.states).remove(&order.number);
+            self.0.store.end(order.number);
+        }
+    }
+
+    fn let_in(&self, order: &Order) -> Outcome {
+        let vm = match self.number_of(&order.vm) {
+            Ok(vm) => vm,
+            Err(error) => return Outcome::Refused(error.to_string()),
+        };
+        match self.guests().pass(vm, (&order.service, order.range), Some(Passage::OPEN)) {
+            Ok(()) => {
+                self.came_or_not(order);
+                Outcome::Done
+            }
+            Err(error) => Outcome::Refused(error.to_string()),
+        }
+    }
+
+    /// A piece of a state from the guest that is to send it.
+    pub(super) fn state_sent(
+        &self,
+        vm: u64,
+        number: u64,
+        at: u64,
+        data: &[u8],
+    ) -> Result<(), EndpointError> {
+        let is_at = self.guests().lock().get(vm).is_some_and(|g| g.is_at(number, Deed::Stop));
+        let mut states = lock(&self.0.moves.states);
+        let state = states.get_mut(&number).filter(|state| state.source == Some(vm) && is_at);
+        let state = state.ok_or(EndpointError::Guest("the guest sends a state that none wants"))?;
+        put(&mut state.bytes, at, data)
+    }
+
+    /// A piece of a state that another host sends for a guest of this node.
+    ///
+    /// # Errors
+    /// Nobody waits for it here, or it is too long.
+    pub fn state_came(
+        &self,
+        number: u64,
+        at: u64,
+        data: &[u8],
+    ) -> Result<(), EndpointError> {
+        let mut states = lock(&self.0.moves.states);
+        let state = states.get_mut(&number).filter(|state| state.source.is_none());
+        let state = state.ok_or(EndpointError::Guest("a state that none of this node waits for"))?;
+        put(&mut state.bytes, at, data)
+    }
+
+    /// A piece of the state for the guest that takes it up.
+    pub(super) fn state_taken(
+        &self,
+        vm: u64,
+        number: u64,
+        at: u64,
+        room: u32,
+    ) -> Result<Vec<u8>, EndpointError> {
+        let is_at = self.guests().lock().get(vm).is_some_and(|g| g.is_at(number, Deed::Resume));
+        let states = lock(&self.0.moves.states);
+        let state = states.get(&number).filter(|state| state.destination == Some(vm) && is_at);
+        let state = state.ok_or(EndpointError::Guest("no state waits for the guest"))?;
+        let at = usize::try_from(at).unwrap_or(usize::MAX);
+        let rest = state.bytes.get(at..).unwrap_or_default();
+        let most = usize::try_from(room).unwrap_or(usize::MAX);
+        Ok(rest[..rest.len().min(most)].to_vec())
+    }
+
+    /// Ends what an agent before this one has begun, or another host that is gone.
+    pub(super) fn recover(&self, record: Record, begun: Option<Begun>, is_source_lost: bool) {
+        let Some((to, _)) = record.phase.heir().map(|(to, heir)| (to.clone(), heir.clone())) else {
+            return;
+        };
+        let number = begun.as_ref().map_or_else(|| self.0.moves.number(), |begun| begun.number);
+        let source = if record.home.host() == self.host() {
+            self.number_of(record.home.port()).ok()
+        } else {
+            None
+        };
+        let is_source_lost = is_source_lost || source.is_none();
+        let active = Arc::new(Active {
+            number,
+            service: record.service.clone(),
+            range: record.range,
+            from: record.home.clone(),
+            to,
+            source,
+            stateless: begun.is_some_and(|begun| begun.stateless),
+            is_lost: [AtomicBool::new(is_source_lost), AtomicBool::new(false)],
+            is_aborted: AtomicBool::new(false),
+            reason: Mutex::new(None),
+        });
+        let Some((state, actions)) = Move::recover(record, is_source_lost, false) else { return };
+        match self.carry_through(&active, state, actions) {
+            Ok(info) => log::info!("move {} was found begun: {}", info.number, info.outcome),
+            Err(error) => log::error!("move {number} was found begun, and is not ended: {error}"),
+        }
+    }
+
+    /// Tells guests of a move that was decided what has been decided, once more.
+    pub(super) fn settle(&self, begun: &Begun) {
+        let record = self.0.cache.find(begun.range.first()).map(|entry| entry.record);
+        let home = record.filter(|record| record.range == begun.range).map(|record| record.home);
+        for (place, gone, stays) in
+            [(&begun.from, Deed::Free, Deed::Continue), (&begun.to, Deed::Discard, Deed::Open)]
+        {
+            if place.host() != self.host() {
+                continue;
+            }
+            let Ok(vm) = self.number_of(place.port()) else { continue };
+            let is_home = home.as_ref() == Some(place);
+            let passage = is_home.then_some(Passage::OPEN);
+            let told = |deed| {
+                let (service, range) = (begun.service.clone(), begun.range);
+                let errand = Errand { deed, number: begun.number, service, range, bytes: 0 };
+                self.guests().run(vm, &errand, ERRAND_PATIENCE, || false)
+            };
+            let passed = self.guests().pass(vm, (&begun.service, begun.range), passage);
+            let outcome = if begun.stateless {
+                Outcome::Done
+            } else {
+                told(if is_home { stays } else { gone })
+            };
+            log::info!("move {} at {place}: {outcome:?}, {passed:?}", begun.number);
+        }
+        self.0.store.end(begun.number);
+    }
+
+    /// What to do about moves that nobody carries on: those of this node's records, and those to it from
+    /// hosts that are gone.
+    pub(super) fn look_after(&self, is_first: bool) {
+        let begun = self.0.store.begun();
+        let records: Vec<_> = self.0.cache.list();
+        let going: Vec<Range> =
+            lock(&self.0.moves.active).values().map(|active| active.range).collect();
+        for entry in records {
+            let record = entry.record;
+            let Some((_, heir)) = record.phase.heir() else { continue };
+            let is_ours = record.owner == self.0.owner && is_first;
+            let is_heirs = *heir == self.0.owner && record.owner != self.0.owner && entry.is_orphan;
+            if (is_ours || is_heirs) && !going.contains(&record.range) {
+                let known = begun.iter().find(|begun| begun.range == record.range).cloned();
+                self.recover(record, known, is_heirs);
+            }
+        }
+        if is_first {
+            // What is left was decided; its guests may not have heard.
+            for begun in self.0.store.begun() {
+                self.settle(&begun);
+            }
+        }
+    }
+}
+
+/// A piece of a state, behind what is there; or the same again.
+fn put(bytes: &mut Vec<u8>, at: u64, data: &[u8]) -> Result<(), EndpointError> {
+    let at = usize::try_from(at).unwrap_or(usize::MAX);
+    if at > bytes.len() {
+        return Err(EndpointError::Guest("a piece of a state that does not follow the last"));
+    }
+    if at.saturating_add(data.len()) > MOST_STATE {
+        return Err(EndpointError::Guest("a state of more than 256 MiB"));
+    }
+    bytes.truncate(at);
+    bytes.extend_from_slice(data);
+    Ok(())
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// What a step is called.
+fn name(task: &Task) -> &'static str {
+    match task {
+        Task::Record(change) => match change.to.first().map(|record| &record.phase) {
+            Some(Phase::Preparing { .. }) => "claim",
+            Some(Phase::Moving { .. }) => "redirect",
+            Some(Phase::Home | Phase::Frozen) => "commit",
+            None => "withdraw",
+        },
+        Task::Look => "look",
+        Task::Prepare => "prepare",
+        Task::Hold => "hold",
+        Task::EndMark => "drain",
+        Task::Stop => "stop",
+        Task::Send => "send",
+        Task::Resume => "resume",
+        Task::Open => "open",
+        Task::Release => "release",
+        Task::Announce => "announce",
+        Task::Continue => "continue",
+        Task::Free => "free",
+    }
+}
