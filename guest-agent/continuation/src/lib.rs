@@ -8,11 +8,13 @@
 //! - [`state`] is what is taken, and its bytes between machines;
 //! - [`helper`] is the small part that has the privilege, `CAP_NET_ADMIN`;
 //! - [`service`] moves a server's own state with its connection: create, export, import;
+//! - [`errand`] moves a server's connections as its host asks, through the control device;
 //! - [`mover`] does a whole move, over any stream of bytes, with a way back at every step until it is
 //!   committed, and forward after.
 #![deny(unsafe_code)]
 
 mod diag;
+pub mod errand;
 pub mod helper;
 pub mod mover;
 pub mod privilege;

@@ -83,13 +83,13 @@ impl Driver {
         self.simple(&range.input(Operation::Withdraw)?)
     }
 
-    /// What the host wants of this VM in a move, if anything. It comes again until it was answered by
+    /// What the host wants of this VM in a move, if anything; of a service if one is named. It comes again until it was answered by
     /// [`prepared`](Self::prepared), [`done`](Self::done) or [`abort`](Self::abort).
     ///
     /// # Errors
     /// As [`call`](Self::call).
-    pub fn next_errand(&mut self) -> Result<Option<Errand>, DriverError> {
-        let output = self.fields(&Input::new(Operation::Next))?;
+    pub fn next_errand(&mut self, service: Option<&str>) -> Result<Option<Errand>, DriverError> {
+        let output = self.fields(&Input::new(Operation::Next).text(Tag::Service, service)?)?;
         if output.bytes.is_empty() { Ok(None) } else { Errand::read(&output).map(Some) }
     }
 

@@ -2,7 +2,21 @@
 //!
 //! A move begins when the server has served enough (`--move-after`), when an operator says so on the control
 //! socket (`move DESTINATION ROUTE`), or when the agent of a client asks for it by a datagram (Migratory TCP).
+//!
+//! In a guest (`--service NAME`) the hosts move it, through the control device: then `--to` is a VM, and on the
+//! control socket it is `move VM`. With `guest-agent` beside it, in the guest that has the service:
+//!
+//! ```text
+//! guest-agent endpoint announce stream
+//! guest-agent endpoint up stream --address 10.0.0.100/24
+//! stream-server --service stream --listen 10.0.0.100:7000
+//! guest-agent endpoint move stream --to other
+//! ```
+//!
+//! and in the other `endpoint up` as well, and `stream-server --standby`.
 
+mod guest;
+mod home;
 mod route;
 mod server;
 mod words;
@@ -11,8 +25,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -21,6 +35,7 @@ use continuation::helper::Helper;
 use continuation::mover::{Destination, Limits};
 use continuation::privilege::{Own, Privilege};
 
+use home::Home;
 use route::LineRoute;
 use server::{Handle, Order, Server};
 
@@ -37,17 +52,23 @@ struct Options {
     #[arg(long)]
     arrive: Option<PathBuf>,
     /// Where the agents of clients ask for a move.
-    #[arg(long, requires = "to", requires = "route")]
+    #[arg(long, requires = "to")]
     agent: Option<SocketAddr>,
     /// Bytes to serve before all clients move, once.
-    #[arg(long, requires = "to", requires = "route")]
+    #[arg(long, requires = "to")]
     move_after: Option<u64>,
-    /// Where to, if nobody says: the other server's socket.
+    /// Where to, if nobody says: the other server's socket; in a guest a VM, as VM, HOST/VM or any.
     #[arg(long)]
     to: Option<PathBuf>,
     /// How, if nobody says: the socket by which the network is led.
-    #[arg(long)]
+    #[arg(long, requires = "to")]
     route: Option<PathBuf>,
+    /// In a guest: the service's name, by which its host knows it.
+    #[arg(long, conflicts_with_all = ["arrive", "route"])]
+    service: Option<String>,
+    /// In a guest: the service is another VM's, and may come here.
+    #[arg(long, requires = "service")]
+    standby: bool,
     /// The helper that has the privilege; without it, this process has.
     #[arg(long)]
     helper: Option<PathBuf>,
@@ -64,6 +85,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let (server, handle) = Server::new(Arc::clone(&privilege))?;
     let service = options.listen;
+    let leave = Arc::new(options.leave(&handle)?);
+    if let Some(name) = options.service.clone() {
+        let home = Home { server: handle.another()?, service };
+        let privilege = Arc::clone(&privilege);
+        thread::spawn(move || guest::carry_out(&name, home, privilege));
+    }
     if let Some(path) = &options.arrive {
         let policy = move |state: &continuation::state::ConnectionState| {
             if state.local == service {
@@ -77,23 +104,32 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let destination = Arc::new(Destination::new(privilege, limits, Box::new(policy)));
         arrivals(&UnixListener::bind(path)?, &destination, &handle)?;
     }
-    let defaults = options.to.zip(options.route);
-    if let (Some(address), Some((to, route))) = (options.agent, defaults.clone()) {
-        agents(UdpSocket::bind(address)?, handle.another()?, to, route);
+    let first = options.to.as_ref().map(|to| to.to_string_lossy().into_owned());
+    if let (Some(address), Some(to)) = (options.agent, first.clone()) {
+        agents(UdpSocket::bind(address)?, handle.another()?, to, Arc::clone(&leave));
     }
-    if let (Some(bytes), Some((to, route))) = (options.move_after, defaults) {
-        let (served, handle) = (server.served(), handle.another()?);
+    if let (Some(bytes), Some(to)) = (options.move_after, first) {
+        let (served, leave) = (server.served(), Arc::clone(&leave));
         thread::spawn(move || {
             while served.load(std::sync::atomic::Ordering::Relaxed) < bytes {
                 thread::sleep(Duration::from_millis(1));
             }
-            println!("{}", leave(&handle, &to, &route));
+            println!("{}", leave(&to, None));
         });
     }
     if let Some(path) = &options.control {
-        operators(UnixListener::bind(path)?, handle.another()?);
+        operators(UnixListener::bind(path)?, leave);
     }
-    let listener = TcpListener::bind(service)?;
+    let listener = match &options.service {
+        Some(name) => {
+            let listener = guest::listen(service)?;
+            if !options.standby {
+                guest::serve(name)?;
+            }
+            listener
+        }
+        None => TcpListener::bind(service)?,
+    };
     thread::spawn(move || {
         for client in listener.incoming().flatten() {
             handle.tell(Order::Accept(client));
@@ -103,8 +139,27 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
+/// Has all clients move to somewhere, by a route if one is said; what is to be said of it.
+type Leave = dyn Fn(&str, Option<&Path>) -> String + Send + Sync;
+
+impl Options {
+    fn leave(&self, handle: &Handle) -> io::Result<Box<Leave>> {
+        if let Some(name) = self.service.clone() {
+            return Ok(Box::new(move |to, _| guest::leave(&name, to)));
+        }
+        let (usual, handle) = (self.route.clone(), Mutex::new(handle.another()?));
+        Ok(Box::new(move |to, route| {
+            let Some(route) = route.or(usual.as_deref()) else {
+                return "error: no route".into();
+            };
+            let handle = handle.lock().unwrap_or_else(PoisonError::into_inner);
+            carry(&handle, Path::new(to), route)
+        }))
+    }
+}
+
 /// Moves all clients; what is to be said of it.
-fn leave(handle: &Handle, to: &Path, route: &Path) -> String {
+fn carry(handle: &Handle, to: &Path, route: &Path) -> String {
     let route = match LineRoute::connect(route) {
         Ok(route) => route,
         Err(error) => return format!("error: no route: {error}"),
@@ -142,7 +197,7 @@ fn arrivals(
     Ok(())
 }
 
-fn operators(listener: UnixListener, handle: Handle) {
+fn operators(listener: UnixListener, leave: Arc<Box<Leave>>) {
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
             let mut stream = BufReader::new(stream);
@@ -150,8 +205,9 @@ fn operators(listener: UnixListener, handle: Handle) {
             while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
                 let words: Vec<&str> = line.split_whitespace().collect();
                 let answer = match words[..] {
-                    ["move", to, route] => leave(&handle, Path::new(to), Path::new(route)),
-                    _ => "error: say move DESTINATION ROUTE".into(),
+                    ["move", to, route] => leave(to, Some(Path::new(route))),
+                    ["move", to] => leave(to, None),
+                    _ => "error: say move DESTINATION ROUTE, or in a guest move VM".into(),
                 };
                 if writeln!(stream.get_mut(), "{answer}").is_err() {
                     break;
@@ -163,7 +219,7 @@ fn operators(listener: UnixListener, handle: Handle) {
 }
 
 /// An agent may ask for the clients of its own host: it is where they are.
-fn agents(socket: UdpSocket, handle: Handle, to: PathBuf, route: PathBuf) {
+fn agents(socket: UdpSocket, handle: Handle, to: String, leave: Arc<Box<Leave>>) {
     thread::spawn(move || {
         let mut buffer = [0; 16];
         while let Ok((length, from)) = socket.recv_from(&mut buffer) {
@@ -174,7 +230,7 @@ fn agents(socket: UdpSocket, handle: Handle, to: PathBuf, route: PathBuf) {
             let answer: &[u8] = if known && asks { b"accepted" } else { b"refused" };
             let _ = socket.send_to(answer, from); // before the network leads elsewhere
             if known && asks {
-                println!("{}", leave(&handle, &to, &route));
+                println!("{}", leave(&to, None));
             }
         }
     });

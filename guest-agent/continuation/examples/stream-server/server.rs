@@ -5,11 +5,11 @@
 //! the old one had since, and the continuation sees that no byte is sent twice.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, SendError, Sender, channel};
 use std::time::Duration;
 
 use continuation::mover::{self, Arrived, Left, Route, Times};
@@ -39,6 +39,10 @@ pub enum Order {
     IsClient(IpAddr, Sender<bool>),
     /// Connections have come from another server.
     Arrive(Vec<Arrived>),
+    /// Connections at this address are handed over, and nobody works on them.
+    Stop(SocketAddr, Sender<Vec<Continuation>>),
+    /// Connections that were handed over go on as they were.
+    GoOn(Vec<Continuation>),
     /// All connections are to go; whoever is told hears how long the steps took, or why they did not.
     Move(Connect, Box<dyn Route + Send>, Sender<Result<Times, String>>),
 }
@@ -202,9 +206,30 @@ impl Server {
                 self.sessions
                     .extend(all.into_iter().filter_map(|one| welcome(Session::arrive(one))));
             }
+            Order::Stop(address, reply) => {
+                let of_it = |session: &mut Session| {
+                    session.connection.stream().local_addr().is_ok_and(|local| local == address)
+                };
+                let stopped = self.sessions.extract_if(.., of_it);
+                let connections = stopped.map(|session| session.connection).collect();
+                if let Err(SendError(connections)) = reply.send(connections) {
+                    self.go_on(connections); // who asked has gone
+                }
+            }
+            Order::GoOn(connections) => self.go_on(connections),
             Order::Move(connect, route, reply) => {
                 let _ = reply.send(self.leave(connect, route)); // to somebody who may have gone
             }
+        }
+    }
+
+    fn go_on(&mut self, connections: Vec<Continuation>) {
+        for connection in connections {
+            // What it had read, it has still to send.
+            let (read, sent) = (connection.bytes_read(), connection.bytes_sent());
+            let mut bytes = vec![0; usize::try_from(read - sent).unwrap_or_default()];
+            words::fill(sent, &mut bytes);
+            self.sessions.push(Session { connection, pending: bytes, ended: false });
         }
     }
 
@@ -228,13 +253,7 @@ impl Server {
         let text = failure.to_string();
         match failure.left {
             Left::Source(left) => {
-                for connection in left {
-                    // What it had read, it has still to send.
-                    let (read, sent) = (connection.bytes_read(), connection.bytes_sent());
-                    let mut bytes = vec![0; usize::try_from(read - sent).unwrap_or_default()];
-                    words::fill(sent, &mut bytes);
-                    self.sessions.push(Session { connection, pending: bytes, ended: false });
-                }
+                self.go_on(left);
                 Err(text)
             }
             Left::Undecided(mut source) => {

@@ -6,6 +6,8 @@ pub mod network;
 pub mod single;
 pub mod switch;
 
+#[path = "../../examples/stream-server/home.rs"]
+pub mod home;
 #[path = "../../examples/stream-server/server.rs"]
 pub mod server;
 #[path = "../../examples/stream-server/words.rs"]

@@ -90,11 +90,11 @@ fn errands_come_until_there_are_none() {
         }
         bytes
     });
-    let first = driver.next_errand().unwrap().unwrap();
+    let first = driver.next_errand(None).unwrap().unwrap();
     assert_eq!((first.errand, first.number, first.bytes), (ErrandKind::Stop, 77, 0));
-    let second = driver.next_errand().unwrap().unwrap();
+    let second = driver.next_errand(Some("web")).unwrap().unwrap();
     assert_eq!((second.errand, second.vid, second.bytes), (ErrandKind::Resume, Some(VID), 5));
-    assert_eq!(driver.next_errand().unwrap(), None);
+    assert_eq!(driver.next_errand(None).unwrap(), None);
     driver.prepared(77, ErrandKind::Stop).unwrap();
     driver.done(77, ErrandKind::Free).unwrap();
     driver.abort(77, Some(ErrandKind::Stop), &"é".repeat(2000)).unwrap();

@@ -1,0 +1,51 @@
+//! A home of the service: what its host asks of it, it has the server do.
+
+use std::net::SocketAddr;
+use std::sync::mpsc::channel;
+
+use continuation::errand::Service;
+use continuation::mover::Arrived;
+use continuation::service::Continuation;
+use continuation::state::ConnectionState;
+use guest_agent::calls::endpoint::Errand;
+
+use super::server::{Handle, Order};
+
+/// The server, as a service at this address.
+pub struct Home {
+    pub server: Handle,
+    pub service: SocketAddr,
+}
+
+impl Service for Home {
+    fn prepare(&mut self, _: &Errand) -> Result<(), String> {
+        // It listens all the time.
+        Ok(())
+    }
+
+    fn stop(&mut self, _: &Errand) -> Result<Vec<Continuation>, String> {
+        let (reply, replied) = channel();
+        self.server.tell(Order::Stop(self.service, reply));
+        replied.recv().map_err(|_| "the server has ended".to_owned())
+    }
+
+    fn go_on(&mut self, connections: Vec<Continuation>) {
+        self.server.tell(Order::GoOn(connections));
+    }
+
+    fn takes(&self, state: &ConnectionState) -> Result<(), String> {
+        if state.local == self.service {
+            Ok(())
+        } else {
+            Err(format!("{} is not served here", state.local))
+        }
+    }
+
+    fn arrive(&mut self, connections: Vec<Arrived>) {
+        self.server.tell(Order::Arrive(connections));
+    }
+
+    fn tell(&mut self, text: &str) {
+        eprintln!("{text}");
+    }
+}
