@@ -30,6 +30,9 @@ fn a_command_line_that_makes_no_sense_is_2() {
         &["image", "push", "guest", "--kernel", "vmlinuz", "--chunk-size", "3K"],
         &["image", "rm"],
         &["completions", "none"],
+        &["endpoint", "move", "web"],
+        &["endpoint", "ls", "*.web"],
+        &["flow", "add", "x", "a"],
     ] {
         let output = bench.expect(2, arguments);
         assert!(output.stdout.is_empty() && !output.stderr.is_empty(), "{arguments:?}");

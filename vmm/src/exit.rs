@@ -27,6 +27,8 @@ pub enum Exit {
     NodeUnavailable,
     /// The VM's process made a system call that is forbidden to it, and was killed.
     ForbiddenCall,
+    /// The move of an endpoint has gone back.
+    MoveAborted,
     /// The guest's kernel panicked.
     GuestPanicked,
     /// The guest died of a triple fault.
@@ -56,6 +58,7 @@ Exit codes:
   11   the guest died of a triple fault
   12   the guest restarted itself
   13   the VM's process made a system call that is forbidden in its jail
+  14   the move of an endpoint has gone back: the endpoint is where it was
   128+N  ended by signal N; 130 also at the console (Ctrl-A x)";
 
 impl Exit {
@@ -70,7 +73,7 @@ impl Exit {
 
     /// The end that this code stands for; nothing for one that is none of the table's.
     pub fn of_code(code: u8) -> Option<Self> {
-        const ALL: [Exit; 14] = [
+        const ALL: [Exit; 15] = [
             Exit::Success,
             Exit::Failure,
             Exit::Usage,
@@ -85,6 +88,7 @@ impl Exit {
             Exit::GuestTripleFault,
             Exit::GuestReset,
             Exit::ForbiddenCall,
+            Exit::MoveAborted,
         ];
         let signal = || code.checked_sub(128).filter(|signal| *signal > 0).map(Self::Signal);
         ALL.into_iter().find(|exit| exit.code() == code).or_else(signal)
@@ -99,6 +103,7 @@ impl Exit {
             "image_damaged" => Self::ImageDamaged,
             "image_does_not_fit" => Self::DoesNotFit,
             "cache_unavailable" => Self::CacheUnavailable,
+            "aborted" => Self::MoveAborted,
             "host" | "capacity" | "draining" => Self::HostNotAble,
             _ => Self::Failure,
         }
@@ -118,6 +123,7 @@ impl Exit {
             Self::CacheUnavailable => 8,
             Self::NodeUnavailable => 9,
             Self::ForbiddenCall => 13,
+            Self::MoveAborted => 14,
             Self::GuestPanicked => 10,
             Self::GuestTripleFault => 11,
             Self::GuestReset => 12,
@@ -158,6 +164,7 @@ mod tests {
             Exit::CacheUnavailable,
             Exit::NodeUnavailable,
             Exit::ForbiddenCall,
+            Exit::MoveAborted,
             Exit::GuestPanicked,
             Exit::GuestTripleFault,
             Exit::GuestReset,

@@ -385,7 +385,8 @@ pub enum Event {
 pub struct ErrorBody {
     /// Its kind, for machines: `not_found`, `exists`, `bad_request`, `invalid`, `state`, `capacity`,
     /// `draining`, `image_not_found`, `image_damaged`, `image_does_not_fit`, `cache_unavailable`,
-    /// `method`, `media_type`, `too_large`, `slow`, `host`, `internal`.
+    /// `method`, `media_type`, `too_large`, `slow`, `host`, `aborted` (a move of an endpoint that has gone back),
+    /// `internal`.
     pub kind: String,
     /// What went wrong and what to do, for people.
     pub message: String,

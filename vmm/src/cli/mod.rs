@@ -7,8 +7,10 @@ mod check;
 pub(crate) mod chunk_server;
 mod console;
 mod dhcp;
+mod endpoint;
 mod events;
 mod fleet;
+mod flow;
 mod generate;
 mod image;
 mod inspect;
@@ -119,6 +121,8 @@ enum Command {
     Cache(cache::CacheCommand),
     Net(net::NetCommand),
     Dhcp(dhcp::DhcpCommand),
+    Endpoint(endpoint::EndpointCommand),
+    Flow(flow::FlowCommand),
     #[command(hide = true)]
     ChunkServer(chunk_server::ChunkServerCommand),
     Check(check::CheckCommand),
@@ -160,6 +164,8 @@ impl Cli {
             Command::Cache(command) => command.run(),
             Command::Net(command) => command.run(),
             Command::Dhcp(command) => command.run(),
+            Command::Endpoint(command) => command.run(),
+            Command::Flow(command) => command.run(),
             Command::ChunkServer(command) => command.run(&self.store),
             Command::Check(command) => command.run(&self.store),
             Command::Completions(command) => command.run(),
@@ -254,6 +260,12 @@ pub enum CliError {
     /// Of the DHCP server.
     #[error(transparent)]
     Dhcp(#[from] dhcp::DhcpCommandError),
+    /// A text that is no name of services.
+    #[error(transparent)]
+    Service(#[from] ::endpoint::name::InvalidName),
+    /// Of a file of changes of flows.
+    #[error(transparent)]
+    FlowFile(#[from] flow::FlowFileError),
     /// Rights of a guest that do not go together.
     #[error("{0}")]
     Rights(String),
@@ -362,7 +374,10 @@ impl CliError {
             Self::CacheCommand(error) => error.exit(),
             Self::Net(error) => net_exit(error),
             Self::Dhcp(error) => error.exit(),
-            Self::NoCache | Self::Rights(_) | Self::Disk(DiskError::NoDisk) => Exit::Usage,
+            Self::FlowFile(error) => error.exit(),
+            Self::NoCache | Self::Rights(_) | Self::Service(_) | Self::Disk(DiskError::NoDisk) => {
+                Exit::Usage
+            }
             Self::Loader(LoaderError::Plan { .. }) => Exit::DoesNotFit,
             Self::Store(error) => store_exit(error),
             Self::Launch(LaunchError::Argument) => Exit::Usage,

@@ -129,7 +129,7 @@ pub async fn metrics(
 ) -> Result<Response, ApiError> {
     let (usage, metrics) = (agent.usage.clone(), agent.metrics.clone());
     let text = agent.blocking(move |node| {
-        let text = metrics.encode(node.info(), usage.look(node));
+        let text = metrics.encode(node.info(), usage.look(node), node.endpoints().counts());
         Ok(text.unwrap_or_default())
     });
     Ok(([(header::CONTENT_TYPE, OPEN_METRICS)], text.await?).into_response())

@@ -25,7 +25,7 @@ fn status(kind: &str) -> StatusCode {
         "not_found" | "image_not_found" => StatusCode::NOT_FOUND,
         "method" => StatusCode::METHOD_NOT_ALLOWED,
         "slow" => StatusCode::REQUEST_TIMEOUT,
-        "exists" | "state" => StatusCode::CONFLICT,
+        "exists" | "state" | "aborted" => StatusCode::CONFLICT,
         "too_large" => StatusCode::PAYLOAD_TOO_LARGE,
         "media_type" => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         "invalid" | "image_does_not_fit" => StatusCode::UNPROCESSABLE_ENTITY,

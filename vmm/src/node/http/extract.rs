@@ -8,6 +8,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
+use endpoint::name::Name;
 use imgcache::image::name::ImageName;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -27,6 +28,10 @@ pub struct Vm(pub VmName);
 /// The image that the path names.
 #[derive(Debug)]
 pub struct Image(pub ImageName);
+
+/// The service that the path names.
+#[derive(Debug)]
+pub struct Service(pub Name);
 
 /// The parameters behind the `?`.
 #[derive(Debug)]
@@ -63,6 +68,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Vm {
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for Image {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        name(parts, state).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Service {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::family::Family;
@@ -132,7 +133,12 @@ impl Metrics {
     ///
     /// # Errors
     /// If they cannot be written, which they always can.
-    pub fn encode(&self, node: NodeInfo, usage: Arc<NodeUsage>) -> Result<String, fmt::Error> {
+    pub fn encode(
+        &self,
+        node: NodeInfo,
+        usage: Arc<NodeUsage>,
+        endpoints: Vec<(&'static str, u64)>,
+    ) -> Result<String, fmt::Error> {
         let mut registry = Registry::with_prefix("vmm_node");
         let all = &mut registry;
         let seconds = Unit::Seconds;
@@ -152,9 +158,48 @@ impl Metrics {
         all.register_with_unit("boot_ready", "From creation until ready to boot", seconds, ready);
         let connections = self.connections.load(std::sync::atomic::Ordering::Relaxed);
         registry.register_collector(Box::new(Snapshot { node, usage, connections }));
+        let mut moving = Registry::with_prefix("vmm_endpoint");
+        moving.register_collector(Box::new(EndpointCounts(endpoints)));
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry)?;
+        encode_registry(&mut text, &registry)?;
+        encode_registry(&mut text, &moving)?;
+        encode_eof(&mut text)?;
         Ok(text)
+    }
+}
+
+/// What the node's endpoints count.
+#[derive(Debug)]
+struct EndpointCounts(Vec<(&'static str, u64)>);
+
+/// What a counter of the endpoints counts.
+fn endpoint_help(name: &str) -> &'static str {
+    match name {
+        "calls" => "What guests asked for",
+        "calls_refused" => "What guests asked for and did not get",
+        "moves" => "Moves of endpoints that came to their end",
+        "moves_aborted" => "Moves that went back",
+        "moves_orphaned" => "Moves after which nobody keeps the endpoint alive",
+        "frozen" => "Endpoints frozen because they moved too often",
+        "held_microseconds" => "For how long moves held frames, in microseconds",
+        "state_bytes" => "State that moves took along, in bytes",
+        "frames_held" => "Frames held for endpoints that moved",
+        "frames_overflow" => "Frames dropped because too many were held",
+        "frames_muted" => "Frames of guests in the name of an endpoint that was not open",
+        "frames_unknown" => "Frames to identifiers that the VM has not",
+        _ => "A count of the node's endpoints",
+    }
+}
+
+impl Collector for EndpointCounts {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut writer = Writer(encoder);
+        for (name, value) in &self.0 {
+            // The format puts it behind the name of any counter.
+            let name = name.strip_suffix("_total").unwrap_or(name);
+            writer.counter(name, endpoint_help(name), None, *value)?;
+        }
+        Ok(())
     }
 }
 
@@ -263,6 +308,16 @@ impl Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn counts_of_endpoints_are_counters_of_their_own_name() {
+        let mut registry = Registry::with_prefix("vmm_endpoint");
+        registry.register_collector(Box::new(EndpointCounts(vec![("moves_total", 3)])));
+        let mut text = String::new();
+        encode_registry(&mut text, &registry).unwrap();
+        assert!(text.contains("\nvmm_endpoint_moves_total 3\n"), "{text}");
+        assert!(text.contains("# TYPE vmm_endpoint_moves counter\n"), "{text}");
+    }
 
     #[test]
     fn words_of_others_do_not_make_metrics_without_bound() {

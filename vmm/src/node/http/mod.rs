@@ -7,6 +7,7 @@
 mod about;
 mod connection;
 mod console;
+mod endpoints;
 mod error;
 mod extract;
 mod hub;
@@ -44,6 +45,7 @@ use super::error::NodeError;
 
 const TAG_VMS: &str = "VMs";
 const TAG_IMAGES: &str = "Images";
+const TAG_ENDPOINTS: &str = "Endpoints";
 const TAG_NODE: &str = "Node";
 
 /// VMs and images that are created and brought at a time; more wait.
@@ -130,6 +132,7 @@ impl Agent {
     tags(
         (name = TAG_VMS, description = "VMs of the node"),
         (name = TAG_IMAGES, description = "The pool of images"),
+        (name = TAG_ENDPOINTS, description = "Virtual endpoints: services that move between VMs"),
         (name = TAG_NODE, description = "The node itself"),
     )
 )]
@@ -145,13 +148,14 @@ fn routes() -> OpenApiRouter<Agent> {
 /// are read so (`deny_unknown_fields`).
 fn close_alternatives(document: &mut utoipa::openapi::OpenApi) {
     let schemas = document.components.as_mut().map(|components| &mut components.schemas);
-    let Some(RefOr::T(Schema::OneOf(disk))) = schemas.and_then(|all| all.get_mut("DiskSpec"))
-    else {
-        return;
-    };
-    for alternative in &mut disk.items {
-        if let RefOr::T(Schema::Object(object)) = alternative {
-            object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(false)));
+    let Some(schemas) = schemas else { return };
+    for name in ["DiskSpec", "EndpointAction", "FlowChange"] {
+        let Some(RefOr::T(Schema::OneOf(alternatives))) = schemas.get_mut(name) else { continue };
+        for alternative in &mut alternatives.items {
+            if let RefOr::T(Schema::Object(object)) = alternative {
+                let closed = AdditionalProperties::FreeForm(false);
+                object.additional_properties = Some(Box::new(closed));
+            }
         }
     }
 }
@@ -169,6 +173,10 @@ fn handlers() -> OpenApiRouter<Agent> {
         .routes(routes!(images::list, images::pull))
         .routes(routes!(images::drop))
         .routes(routes!(images::pin, images::unpin))
+        .routes(routes!(endpoints::list, endpoints::announce))
+        .routes(routes!(endpoints::show))
+        .routes(routes!(endpoints::act))
+        .routes(routes!(endpoints::flows, endpoints::sync))
         .routes(routes!(about::info))
         .routes(routes!(about::drain, about::undrain))
         .routes(routes!(about::usage))
