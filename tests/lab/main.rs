@@ -10,6 +10,7 @@ mod console;
 mod control;
 mod cost;
 mod disk;
+mod endpoint;
 mod ends;
 mod jail;
 mod matrix;

@@ -81,6 +81,7 @@ struct Inner {
     /// Guests' commands that may wait, for the threads that carry them out.
     calls: Mutex<Option<std::sync::mpsc::SyncSender<GuestCall>>>,
     damping: Mutex<HashMap<Range, Damping>>,
+    damped: DampingOptions,
     since: Instant,
     counts: Counts,
 }
@@ -334,7 +335,7 @@ impl Endpoints {
         let now = self.now();
         let mut all = self.0.damping.lock().unwrap_or_else(PoisonError::into_inner);
         let damping =
-            all.entry(record.range).or_insert_with(|| Damping::new(DampingOptions::default()));
+            all.entry(record.range).or_insert_with(|| Damping::new(self.0.damped));
         if damping.admit(now) {
             return Ok(());
         }

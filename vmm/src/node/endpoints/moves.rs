@@ -367,7 +367,16 @@ impl Endpoints {
         counts.held_us.fetch_add(held_us, Ordering::Relaxed);
         counts.state_bytes.fetch_add(bytes, Ordering::Relaxed);
         let reason = if outcome == "moved" { None } else { lock(&active.reason).clone() };
-        log::info!("{} from {} to {}: {outcome}", active.service, active.from, active.to);
+        let took = |step: &MoveStep| format!("{} {:.1}", step.name, ms(step.us));
+        log::info!(
+            "{} from {} to {}: {outcome}{}; held {:.1} ms, {bytes} bytes of state; {} ms",
+            active.service,
+            active.from,
+            active.to,
+            reason.as_ref().map(|why| format!(" ({why})")).unwrap_or_default(),
+            ms(held_us),
+            steps.iter().map(took).collect::<Vec<_>>().join(", ")
+        );
         Ok(MoveInfo {
             number: active.number,
             from: active.from.to_string(),
@@ -841,6 +850,11 @@ fn put(bytes: &mut Vec<u8>, at: u64, data: &[u8]) -> Result<(), EndpointError> {
     bytes.truncate(at);
     bytes.extend_from_slice(data);
     Ok(())
+}
+
+/// For people.
+fn ms(us: u64) -> f64 {
+    Duration::from_micros(us).as_secs_f64() * 1e3
 }
 
 fn micros(since: Instant) -> u64 {

@@ -95,6 +95,7 @@ impl Endpoints {
             links: Mutex::new(None),
             calls: Mutex::new(None),
             damping: Mutex::default(),
+            damped: options.damping,
             since: Instant::now(),
             counts: Counts::default(),
         });

@@ -4,8 +4,10 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
+use endpoint::moving::damping::DampingOptions;
 
 use crate::api::client::NodeAddress;
 
@@ -31,6 +33,11 @@ pub struct EndpointOptions {
     /// bridge=NAME,local=IP[,network=N][,port=N]. Its interface is made, and taken away when the agent ends.
     #[arg(long, value_name = "TUNNEL")]
     pub tunnel: Option<TunnelSpec>,
+
+    /// How often an endpoint may be moved: MOVES/SECONDS, or off. One that is to move more often is frozen until
+    /// somebody thaws it, since two that each want it would move it for ever.
+    #[arg(long, value_name = "RATE", default_value = "5/180", value_parser = damping)]
+    pub damping: DampingOptions,
 
     /// PEM file with the authorities that peers' certificates must come from.
     #[arg(long, value_name = "FILE")]
@@ -79,6 +86,18 @@ pub struct TunnelSpec {
     pub port: u16,
 }
 
+fn damping(text: &str) -> Result<DampingOptions, EndpointOptionError> {
+    if text == "off" {
+        return Ok(DampingOptions { moves: usize::MAX, window: Duration::from_secs(1) });
+    }
+    let wrong = || EndpointOptionError::Damping(text.to_owned());
+    let (moves, seconds) = text.split_once('/').ok_or_else(wrong)?;
+    let moves = moves.parse().ok().filter(|moves| (1..=1000).contains(moves));
+    let seconds = seconds.parse().ok().filter(|seconds| (1..=86_400).contains(seconds));
+    let window = Duration::from_secs(seconds.ok_or_else(wrong)?);
+    Ok(DampingOptions { moves: moves.ok_or_else(wrong)?, window })
+}
+
 /// Why a text is none of these.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EndpointOptionError {
@@ -88,6 +107,9 @@ pub enum EndpointOptionError {
     /// No peer.
     #[error("'{0}' is no host: NAME=ADDRESS,tunnel=IP, such as h2=https://10.0.0.2:8443,tunnel=10.0.0.2")]
     Peer(String),
+    /// No rate.
+    #[error("'{0}' is no rate of moves: MOVES/SECONDS such as 5/180, or off")]
+    Damping(String),
     /// No tunnel.
     #[error("'{0}' is no tunnel: bridge=NAME,local=IP[,network=N][,port=N]")]
     Tunnel(String),
@@ -181,6 +203,10 @@ mod tests {
         for text in ["h2", "h2=https://a:1", "=https://a:1,tunnel=10.0.0.1", "h2=https://a:1,tunnel=x"] {
             assert!(text.parse::<PeerSpec>().is_err(), "{text}");
         }
+        for text in ["", "5", "0/1", "5/0", "5/90000", "x/1"] {
+            assert!(damping(text).is_err(), "{text}");
+        }
+        assert_eq!(damping("5/180"), Ok(DampingOptions::default()));
         for text in ["", "bridge=a", "local=10.0.0.1", "bridge=a,local=10.0.0.1,network=16777216"] {
             assert!(text.parse::<TunnelSpec>().is_err(), "{text}");
         }
