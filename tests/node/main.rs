@@ -7,6 +7,7 @@ mod common;
 
 mod agent;
 mod commands;
+mod endpoints;
 mod http;
 mod service;
 mod tls;

@@ -211,9 +211,9 @@ fn table(flows: &[FlowInfo]) -> String {
 impl Asking {
     fn print(&self, flows: &[FlowInfo]) -> Result<Exit, CliError> {
         if self.json {
-            print_json(&flows)?
+            print_json(&flows)?;
         } else {
-            print_text(&table(flows))?
+            print_text(&table(flows))?;
         }
         Ok(Exit::Success)
     }

@@ -277,9 +277,9 @@ impl Plain {
 impl Asking {
     fn print(&self, value: &impl serde::Serialize, text: &str) -> Result<Exit, CliError> {
         if self.json {
-            print_json(value)?
+            print_json(value)?;
         } else {
-            print_text(text)?
+            print_text(text)?;
         }
         Ok(Exit::Success)
     }
