@@ -150,7 +150,7 @@ mod tests {
             outcome: "aborted".into(),
             reason: Some("no answer".into()),
             state_bytes: 4096,
-            held_us: 2345,
+            held_us: 2350,
             us: 10_000,
             steps: vec![step("prepare", 1000), step("stop", 20)],
         };
