@@ -13,7 +13,8 @@ const SERVICE: &str = "10.77.0.80";
 /// Where a server of it runs, and what is done there besides.
 fn server(standby: bool, also: &str) -> String {
     let standby = if standby { "--standby" } else { "" };
-    let announce = if standby.is_empty() { "guest-agent endpoint announce web || exit 1" } else { "" };
+    let announce =
+        if standby.is_empty() { "guest-agent endpoint announce web || exit 1" } else { "" };
     format!(
         "netup\n\
          {announce}\n\
@@ -94,10 +95,13 @@ fn a_service_moves_twenty_times_and_its_client_sees_each_byte_once() {
         let said = consoles.join("\n---\n") + &agent.log();
         let end = end_of(&consoles[2]).unwrap_or_else(|| panic!("{said}"));
         assert!(consoles[2].contains("client: 0"), "{said}");
-        assert_eq!((&end["wrong"], &end["lost"], &end["resets"]), (&0.into(), &0.into(), &0.into()));
+        assert_eq!(
+            (&end["wrong"], &end["lost"], &end["resets"]),
+            (&0.into(), &0.into(), &0.into())
+        );
         for console in &consoles[..2] {
             assert!(console.contains("moves: done"), "{said}");
         }
-        println!("{end}");
+        println!("{said}\n{end}");
     });
 }

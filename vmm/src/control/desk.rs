@@ -10,9 +10,9 @@ use control_abi::status::Error;
 use devices::control::{Answer, Call, Operations};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{Completion, Job};
 use super::clock::Clock;
 use super::journal::{Level, Note, What};
+use super::{Completion, Job};
 
 /// Where the device's commands arrive.
 #[derive(Debug)]

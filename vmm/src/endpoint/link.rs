@@ -113,7 +113,7 @@ impl Incoming {
     ///
     /// # Errors
     /// It is none: the connection is of no use any more.
-    pub fn next<M: DeserializeOwned>(&mut self) -> Result<Option<M>, LinkError> {
+    pub fn message<M: DeserializeOwned>(&mut self) -> Result<Option<M>, LinkError> {
         let Some(head) = self.0.first_chunk::<HEAD>() else { return Ok(None) };
         let length = usize::try_from(u32::from_le_bytes(*head)).unwrap_or(usize::MAX);
         if length > LONGEST {
@@ -148,7 +148,7 @@ mod tests {
             let (mut incoming, mut seen) = (Incoming::default(), Vec::new());
             for piece in bytes.chunks(cut) {
                 incoming.push(piece);
-                while let Some(message) = incoming.next::<FromVm>().unwrap() {
+                while let Some(message) = incoming.message::<FromVm>().unwrap() {
                     seen.push(message);
                 }
             }
@@ -159,7 +159,7 @@ mod tests {
         fn any_bytes_are_messages_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut incoming = Incoming::default();
             incoming.push(&bytes);
-            while let Ok(Some(_)) = incoming.next::<ToVm>() {}
+            while let Ok(Some(_)) = incoming.message::<ToVm>() {}
         }
     }
 
@@ -167,7 +167,7 @@ mod tests {
     fn what_is_too_long_is_refused_before_it_is_there() {
         let mut incoming = Incoming::default();
         incoming.push(&u32::MAX.to_le_bytes());
-        assert_eq!(incoming.next::<ToVm>(), Err(LinkError::Length(0xffff_ffff)));
+        assert_eq!(incoming.message::<ToVm>(), Err(LinkError::Length(0xffff_ffff)));
         assert!(matches!(encode(&call(1, LONGEST)), Err(LinkError::Length(_))));
         assert!(encode(&call(1, 1 << 20)).is_ok());
     }

@@ -140,7 +140,7 @@ impl AgentLink {
     /// Does what the messages say that are there in whole.
     fn take(&mut self) {
         loop {
-            match self.incoming.next::<ToVm>() {
+            match self.incoming.message::<ToVm>() {
                 Ok(Some(message)) => self.heed(message),
                 Ok(None) => return,
                 Err(error) => {

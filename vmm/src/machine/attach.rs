@@ -159,7 +159,9 @@ impl SocketEvents {
             Next::Agent => {
                 let both = EventSet::IN | EventSet::OUT | EventSet::EDGE_TRIGGERED;
                 let stream = self.clients[at].stream.clone();
-                if ops.modify(Events::new(&stream.as_fd(), both)).is_ok() && self.agent.borrow_mut().ready() {
+                if ops.modify(Events::new(&stream.as_fd(), both)).is_ok()
+                    && self.agent.borrow_mut().ready()
+                {
                     return;
                 }
             }
@@ -177,7 +179,11 @@ impl SocketEvents {
         if let Kind::Agent = client.kind {
             let mut agent = self.agent.borrow_mut();
             // One that another has followed is cut off.
-            return if agent.is(&client.stream) && agent.ready() { Next::Stay } else { Next::Close };
+            return if agent.is(&client.stream) && agent.ready() {
+                Next::Stay
+            } else {
+                Next::Close
+            };
         }
         let count = match (&*client.stream).read(&mut buffer) {
             Ok(0) => return Next::Close,

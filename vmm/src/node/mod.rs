@@ -12,9 +12,9 @@
 //! ```
 
 pub mod clock;
+pub mod endpoints;
 pub mod error;
 pub mod events;
-pub mod endpoints;
 mod group;
 pub mod http;
 pub mod launch;
@@ -37,8 +37,8 @@ use std::time::{Duration, Instant};
 use imgcache::image::name::ImageName;
 use rustix::process::{Signal, pidfd_send_signal};
 
-use self::error::NodeError;
 use self::endpoints::Endpoints;
+use self::error::NodeError;
 use self::events::{Listeners, Subscription};
 use self::launch::{CONSOLE, EVENTS, Launcher, SOCKET, Wanted};
 use self::options::NodeOptions;

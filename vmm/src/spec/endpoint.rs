@@ -166,7 +166,8 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         let many = format!("addresses=10.0.0.1{}", "+10.0.0.1".repeat(MOST));
-        for text in ["web", "services=*", "services=a b", "addresses=x", "addresses=0.0.0.0", &many] {
+        for text in ["web", "services=*", "services=a b", "addresses=x", "addresses=0.0.0.0", &many]
+        {
             assert!(text.parse::<EndpointSpec>().is_err(), "{text}");
         }
     }

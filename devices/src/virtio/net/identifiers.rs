@@ -41,7 +41,6 @@ pub struct Identifiers {
     /// Which. Where ranges of a table have one in common, the first decides.
     pub range: Range,
     /// The service's address of IP, which they may send from besides the VM's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<IpAddr>,
     /// What becomes of frames for them.
     pub receive: Receive,

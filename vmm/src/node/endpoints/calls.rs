@@ -46,10 +46,7 @@ impl GuestCall {
 
     /// Whether it takes as long as a move.
     pub fn is_long(&self) -> bool {
-        matches!(
-            self.operation,
-            Operation::MigrateRequest | Operation::Move | Operation::Split
-        )
+        matches!(self.operation, Operation::MigrateRequest | Operation::Move | Operation::Split)
     }
 
     fn arguments(&self) -> Arguments<'_> {
@@ -126,7 +123,13 @@ fn put_errand(fields: &mut Encoder<'_>, errand: &Errand) -> Result<(), Status> {
 
 impl Endpoints {
     /// What a guest is told of records: where they are is none of its business.
-    fn told(&self, vm: u64, records: Vec<Record>, hash: Option<u64>, room: u32) -> Result<Vec<u8>, EndpointError> {
+    fn told(
+        &self,
+        vm: u64,
+        records: Vec<Record>,
+        hash: Option<u64>,
+        room: u32,
+    ) -> Result<Vec<u8>, EndpointError> {
         let home = self.home_of_vm(vm);
         let put = |fields: &mut Encoder<'_>, record: Record| {
             let range = record.range;
@@ -199,7 +202,9 @@ impl Endpoints {
                     Err(error) => return Err(error),
                 };
                 let put = |fields: &mut Encoder<'_>, failed: Option<SyncError>| {
-                    let Some(error) = failed else { return fields.u32(Tag::Count, count).map(drop) };
+                    let Some(error) = failed else {
+                        return fields.u32(Tag::Count, count).map(drop);
+                    };
                     let number = match error.change {
                         Change::Add { .. } => 1,
                         Change::Update { .. } => 2,
@@ -218,7 +223,10 @@ impl Endpoints {
                 let stateless = call.operation == Operation::Move;
                 let (selection, place) = (call.selection()?, call.text(Tag::Place));
                 let done = self.move_to(own, &selection, place, stateless)?;
-                let put = |fields: &mut Encoder<'_>, _| {
+                if done.outcome != "moved" {
+                    return Err(EndpointError::Aborted(done.reason.unwrap_or(done.outcome)));
+                }
+                let put = |fields: &mut Encoder<'_>, ()| {
                     fields
                         .u64(Tag::Move, done.number)?
                         .text(Tag::Place, done.to.split('/').next_back().unwrap_or_default())?
@@ -256,7 +264,7 @@ impl Endpoints {
             Operation::Next => {
                 let service = Some(call.text(Tag::Service)).filter(|name| !name.is_empty());
                 let errand = self.next_errand(vm, service);
-                fields(errand.iter(), |fields, errand| put_errand(fields, errand), call.room)
+                fields(errand.iter(), put_errand, call.room)
             }
             Operation::Prepared | Operation::Done => {
                 let deed = arguments.u32(Tag::Errand);
@@ -268,9 +276,7 @@ impl Endpoints {
                 let deed = arguments.u32(Tag::Errand);
                 self.errand_answered(vm, number, deed, Outcome::Refused(why)).map(|()| Vec::new())
             }
-            Operation::MoveSend => {
-                self.state_sent(vm, number, at, &call.data).map(|()| Vec::new())
-            }
+            Operation::MoveSend => self.state_sent(vm, number, at, &call.data).map(|()| Vec::new()),
             Operation::MoveReceive => self.state_taken(vm, number, at, call.room),
             _ => Err(EndpointError::Guest("an operation that is not of endpoints")),
         }

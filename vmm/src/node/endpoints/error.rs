@@ -170,11 +170,9 @@ impl EndpointError {
             Self::Room(_) => Status::BadLength,
             Self::Busy(_) => Status::Busy,
             Self::Aborted(_) => Status::Aborted,
-            Self::Name(_)
-            | Self::Range(_)
-            | Self::Vid(_)
-            | Self::Place(_)
-            | Self::Form(_) => Status::BadField,
+            Self::Name(_) | Self::Range(_) | Self::Vid(_) | Self::Place(_) | Self::Form(_) => {
+                Status::BadField
+            }
             Self::Identifiers(..) => Status::NoMemory,
             Self::Forbidden(Forbidden::Quota(..)) => Status::NoMemory,
             Self::Forbidden(_) => Status::NotPermitted,

@@ -363,7 +363,10 @@ impl State {
 
     /// The VM of this name.
     pub fn named(&self, name: &str) -> Option<(u64, &Guest)> {
-        self.all.iter().find(|(_, guest)| guest.name == name).map(|(number, guest)| (*number, guest))
+        self.all
+            .iter()
+            .find(|(_, guest)| guest.name == name)
+            .map(|(number, guest)| (*number, guest))
     }
 
     /// All of them.

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
@@ -130,7 +130,7 @@ impl Ear {
             Err(error) if error.kind() == ErrorKind::Interrupted => return Ok(()),
             Err(error) => return Err(error),
         }
-        while let Some(message) = incoming.next::<FromVm>().map_err(io::Error::other)? {
+        while let Some(message) = incoming.message::<FromVm>().map_err(io::Error::other)? {
             self.heard.message(vm, message);
         }
         Ok(())

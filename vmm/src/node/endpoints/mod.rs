@@ -44,8 +44,8 @@ use endpoint::record::{Home, Owner, Record};
 
 use self::calls::GuestCall;
 pub use self::error::EndpointError;
-use self::guests::{Errand, Guest, Guests, Passage};
 pub use self::guests::Outcome;
+use self::guests::{Errand, Guest, Guests, Passage};
 use self::links::{Heard, Links};
 use self::moves::Moves;
 pub use self::moves::Order;
@@ -54,7 +54,8 @@ use self::store::Store;
 use self::switches::Switches;
 use crate::api::VmInfo;
 use crate::api::endpoint::{
-    AnnounceEndpoint, EndpointAction, EndpointDone, EndpointInfo, EndpointRange, FlowChange, FlowInfo,
+    AnnounceEndpoint, EndpointAction, EndpointDone, EndpointInfo, EndpointRange, FlowChange,
+    FlowInfo,
 };
 use crate::endpoint::link::{FromVm, ToVm};
 
@@ -156,9 +157,8 @@ impl Gate for Fence {
     }
 
     fn unmute(&mut self, records: &[Record]) {
-        let is_home = |record: &Record, vm: &str| {
-            record.home.host() == self.host && record.home.port() == vm
-        };
+        let is_home =
+            |record: &Record, vm: &str| record.home.host() == self.host && record.home.port() == vm;
         let is_own = |vm: &str, range: Range| {
             records.iter().any(|record| record.range == range && is_home(record, vm))
         };
@@ -254,7 +254,9 @@ impl Endpoints {
             .map_err(EndpointError::system("speak with the VM's process"))?;
         let port = match &info.network {
             Some(network) => match &network.bridge {
-                Some(bridge) => Some((bridge.clone(), self.0.switches.attach(bridge, &network.tap)?)),
+                Some(bridge) => {
+                    Some((bridge.clone(), self.0.switches.attach(bridge, &network.tap)?))
+                }
                 None => None,
             },
             None => None,
@@ -334,8 +336,7 @@ impl Endpoints {
     fn admit(&self, record: &Record) -> Result<(), EndpointError> {
         let now = self.now();
         let mut all = self.0.damping.lock().unwrap_or_else(PoisonError::into_inner);
-        let damping =
-            all.entry(record.range).or_insert_with(|| Damping::new(self.0.damped));
+        let damping = all.entry(record.range).or_insert_with(|| Damping::new(self.0.damped));
         if damping.admit(now) {
             return Ok(());
         }
@@ -540,9 +541,9 @@ impl Endpoints {
     }
 
     /// Carries a command out and answers it.
-    fn serve(&self, call: GuestCall) {
+    fn serve(&self, call: &GuestCall) {
         count(&self.0.counts.calls);
-        let result = self.carry_out(&call).map_err(|error| {
+        let result = self.carry_out(call).map_err(|error| {
             count(&self.0.counts.refused);
             log::debug!("VM {}: {}: {error}", call.vm, call.operation.label());
             error.status()
@@ -567,7 +568,7 @@ impl Heard for Hearing {
                 let Some(operation) = Operation::from_number(operation) else { return };
                 let call = GuestCall { vm, ticket, operation, input, data, room };
                 if call.is_quick() {
-                    endpoints.serve(call);
+                    endpoints.serve(&call);
                 } else {
                     endpoints.hand_over(call);
                 }

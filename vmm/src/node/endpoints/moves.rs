@@ -9,7 +9,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use endpoint::directory::DirectoryError;
-use endpoint::moving::{Action, Answer, Event, Move, Notice, Outcome as End, Side, Task, Ticket};
+use endpoint::moving::{
+    Action, Answer, Event, Move, NoMove, Notice, Outcome as End, Side, Task, Ticket,
+};
 use endpoint::name::Name;
 use endpoint::range::Range;
 use endpoint::record::{Home, Owner, Phase, Record};
@@ -25,7 +27,9 @@ use crate::api::endpoint::{MoveInfo, MoveStep};
 /// Moves at a time.
 const MOST_MOVES: usize = 64;
 /// Bytes of state that one move may take.
-const MOST_STATE: usize = 256 << 20;
+const MOST_STATE: usize = 64 << 20;
+/// Bytes of all states that are on their way.
+const MOST_STATES: usize = 256 << 20;
 /// How long a guest may take for an errand.
 const ERRAND_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a move may take until it is decided.
@@ -86,6 +90,8 @@ pub struct Moves {
     active: Mutex<HashMap<u64, Arc<Active>>>,
     /// States on their way, by move.
     states: Mutex<HashMap<u64, State>>,
+    /// Ranges that come from other hosts, since when.
+    coming: Mutex<HashMap<Range, Instant>>,
     /// The last order of each range.
     heeded: Mutex<HashMap<Range, Ticket>>,
     last: Mutex<u64>,
@@ -173,7 +179,7 @@ impl Endpoints {
         let record = self.select_one(asker, selection)?;
         let deed = if stateless { rights::Deed::Split } else { rights::Deed::Move };
         self.permit(asker, deed, &record, 1)?;
-        self.move_record(record, to, stateless)
+        self.move_record(&record, to, stateless)
     }
 
     /// Where `to` is: a VM of this node, HOST/VM, or any VM of this node that may.
@@ -200,11 +206,11 @@ impl Endpoints {
     /// Moves a range.
     pub(super) fn move_record(
         &self,
-        record: Record,
+        record: &Record,
         to: &str,
         stateless: bool,
     ) -> Result<MoveInfo, EndpointError> {
-        let to = self.place(&record, to)?;
+        let to = self.place(record, to)?;
         let source = self.number_of(record.home.port())?;
         let heir: Owner = to.host().parse()?;
         if to.host() == self.host() {
@@ -219,7 +225,10 @@ impl Endpoints {
         }
         // What is frozen, or moves, or is there, is refused before it counts.
         let (state, actions) = Move::begin(record.clone(), to.clone(), heir)?;
-        self.admit(&record)?;
+        if self.is_busy(record.range) {
+            return Err(NoMove::Busy("moving").into());
+        }
+        self.admit(record)?;
         let active = Arc::new(Active {
             number: self.0.moves.number(),
             service: record.service.clone(),
@@ -233,11 +242,7 @@ impl Endpoints {
             reason: Mutex::new(None),
         });
         let info = self.carry_through(&active, state, actions)?;
-        match (&*info.outcome, &info.reason) {
-            ("moved", _) => Ok(info),
-            (_, Some(reason)) => Err(EndpointError::Aborted(reason.clone())),
-            (outcome, None) => Err(EndpointError::Aborted(outcome.to_owned())),
-        }
+        Ok(info)
     }
 
     /// Does all of a move, on this thread.
@@ -250,6 +255,9 @@ impl Endpoints {
         let moves = &self.0.moves;
         {
             let mut all = lock(&moves.active);
+            if all.values().any(|other| other.range.overlaps(active.range)) {
+                return Err(NoMove::Busy("moving").into());
+            }
             if all.len() >= MOST_MOVES {
                 return Err(EndpointError::Busy(MOST_MOVES));
             }
@@ -562,7 +570,11 @@ impl Endpoints {
     }
 
     /// The bridge that the source is on, and where identifiers are now.
-    fn home_port(&self, active: &Active, is_moved: bool) -> Option<(String, Option<vswitch::Port>)> {
+    fn home_port(
+        &self,
+        active: &Active,
+        is_moved: bool,
+    ) -> Option<(String, Option<vswitch::Port>)> {
         let here = |home: &Home| self.number_of(home.port()).and_then(|vm| self.port_of(vm)).ok();
         let own = if active.from.host() == self.host() { &active.from } else { &active.to };
         let other = if active.to.host() == self.host() { &active.to } else { &active.from };
@@ -628,6 +640,9 @@ impl Endpoints {
             Err(error) => Outcome::Refused(error.to_string()),
         };
         match order.what {
+            What::Prepare if self.is_leaving(order) => {
+                Outcome::Refused("it is still leaving this host: try again".into())
+            }
             What::Prepare => match run(Deed::Prepare) {
                 Outcome::Done => {
                     let mut states = lock(&self.0.moves.states);
@@ -679,12 +694,27 @@ impl Endpoints {
             to: self.home(&order.vm)?,
             stateless: order.stateless,
         };
+        lock(&self.0.moves.coming).insert(order.range, Instant::now());
         self.0.store.begin(begun).map_err(EndpointError::system("note the move"))
+    }
+
+    /// Whether a move of a range has not quite ended. Committed, the directory has it at home, but its guests have
+    /// not heard of that yet.
+    fn is_busy(&self, range: Range) -> bool {
+        let is_at_it = lock(&self.0.moves.active).values().any(|a| a.range.overlaps(range));
+        is_at_it || lock(&self.0.moves.coming).get(&range).is_some_and(is_fresh)
+    }
+
+    /// Whether the range that another host wants to move here has not quite left yet.
+    fn is_leaving(&self, order: &Order) -> bool {
+        let active = lock(&self.0.moves.active);
+        active.values().any(|a| a.number != order.number && a.range.overlaps(order.range))
     }
 
     fn came_or_not(&self, order: &Order) {
         if order.from.host() != self.host() {
             lock(&self.0.moves.states).remove(&order.number);
+            lock(&self.0.moves.coming).remove(&order.range);
             self.0.store.end(order.number);
         }
     }
@@ -715,23 +745,21 @@ impl Endpoints {
         let mut states = lock(&self.0.moves.states);
         let state = states.get_mut(&number).filter(|state| state.source == Some(vm) && is_at);
         let state = state.ok_or(EndpointError::Guest("the guest sends a state that none wants"))?;
-        put(&mut state.bytes, at, data)
+        put(&mut state.bytes, at, data)?;
+        within(&states)
     }
 
     /// A piece of a state that another host sends for a guest of this node.
     ///
     /// # Errors
     /// Nobody waits for it here, or it is too long.
-    pub fn state_came(
-        &self,
-        number: u64,
-        at: u64,
-        data: &[u8],
-    ) -> Result<(), EndpointError> {
+    pub fn state_came(&self, number: u64, at: u64, data: &[u8]) -> Result<(), EndpointError> {
         let mut states = lock(&self.0.moves.states);
         let state = states.get_mut(&number).filter(|state| state.source.is_none());
-        let state = state.ok_or(EndpointError::Guest("a state that none of this node waits for"))?;
-        put(&mut state.bytes, at, data)
+        let state =
+            state.ok_or(EndpointError::Guest("a state that none of this node waits for"))?;
+        put(&mut state.bytes, at, data)?;
+        within(&states)
     }
 
     /// A piece of the state for the guest that takes it up.
@@ -838,6 +866,17 @@ impl Endpoints {
     }
 }
 
+/// Whether states do not take too much in all.
+fn within(states: &HashMap<u64, State>) -> Result<(), EndpointError> {
+    let all: usize = states.values().map(|state| state.bytes.len()).sum();
+    if all <= MOST_STATES { Ok(()) } else { Err(EndpointError::Busy(states.len())) }
+}
+
+/// Whether a host that moves something here may still be at it.
+fn is_fresh(since: &Instant) -> bool {
+    since.elapsed() < MOVE_PATIENCE + END_PATIENCE
+}
+
 /// A piece of a state, behind what is there; or the same again.
 fn put(bytes: &mut Vec<u8>, at: u64, data: &[u8]) -> Result<(), EndpointError> {
     let at = usize::try_from(at).unwrap_or(usize::MAX);
@@ -845,7 +884,7 @@ fn put(bytes: &mut Vec<u8>, at: u64, data: &[u8]) -> Result<(), EndpointError> {
         return Err(EndpointError::Guest("a piece of a state that does not follow the last"));
     }
     if at.saturating_add(data.len()) > MOST_STATE {
-        return Err(EndpointError::Guest("a state of more than 256 MiB"));
+        return Err(EndpointError::Guest("a state of more than 64 MiB"));
     }
     bytes.truncate(at);
     bytes.extend_from_slice(data);

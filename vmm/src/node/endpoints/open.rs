@@ -159,13 +159,13 @@ impl Endpoints {
     /// A move takes long, and others are not to wait for it.
     fn serve_or_spawn(&self, call: GuestCall) {
         if !call.is_long() {
-            return self.serve(call);
+            return self.serve(&call);
         }
         let (vm, ticket, this) = (call.vm, call.ticket, self.clone());
         let spawned = thread::Builder::new()
             .name("endpoint-move".into())
             .stack_size(512 << 10)
-            .spawn(move || this.serve(call));
+            .spawn(move || this.serve(&call));
         if spawned.is_err()
             && let Some(guest) = self.guests().lock().get_mut(vm)
         {
@@ -177,7 +177,9 @@ impl Endpoints {
     /// this node whose hosts are gone are ended.
     fn follow(&self) -> std::io::Result<()> {
         let (inner, is_own) = (Arc::downgrade(&self.0), self.0.is_own);
-        thread::Builder::new().name("endpoint-watch".into()).spawn(move || watch(&inner, is_own))?;
+        thread::Builder::new()
+            .name("endpoint-watch".into())
+            .spawn(move || watch(&inner, is_own))?;
         Ok(())
     }
 
@@ -194,9 +196,8 @@ impl Endpoints {
                 let change = |_: &mut dyn endpoint::keeper::Gate| {
                     switches::point(&switch, record.range, Some(port))
                 };
-                match self.0.keeper.with_gate(change) {
-                    Some(Err(error)) => log::debug!("{} on {bridge}: {error}", record.range),
-                    Some(Ok(())) | None => {}
+                if let Some(Err(error)) = self.0.keeper.with_gate(change) {
+                    log::debug!("{} on {bridge}: {error}", record.range);
                 }
             }
         }

@@ -105,7 +105,9 @@ pub enum EndpointOptionError {
     #[error("'{0}' is no directory: local, or etcd=URL+URL such as etcd=http://10.0.0.1:2379")]
     Directory(String),
     /// No peer.
-    #[error("'{0}' is no host: NAME=ADDRESS,tunnel=IP, such as h2=https://10.0.0.2:8443,tunnel=10.0.0.2")]
+    #[error(
+        "'{0}' is no host: NAME=ADDRESS,tunnel=IP, such as h2=https://10.0.0.2:8443,tunnel=10.0.0.2"
+    )]
     Peer(String),
     /// No rate.
     #[error("'{0}' is no rate of moves: MOVES/SECONDS such as 5/180, or off")]
@@ -200,7 +202,9 @@ mod tests {
         for text in ["", "etcd", "etcd=10.0.0.1:2379", "consul=x"] {
             assert!(text.parse::<DirectorySpec>().is_err(), "{text}");
         }
-        for text in ["h2", "h2=https://a:1", "=https://a:1,tunnel=10.0.0.1", "h2=https://a:1,tunnel=x"] {
+        for text in
+            ["h2", "h2=https://a:1", "=https://a:1,tunnel=10.0.0.1", "h2=https://a:1,tunnel=x"]
+        {
             assert!(text.parse::<PeerSpec>().is_err(), "{text}");
         }
         for text in ["", "5", "0/1", "5/0", "5/90000", "x/1"] {

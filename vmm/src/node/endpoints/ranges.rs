@@ -224,7 +224,7 @@ impl Endpoints {
         let Some(to) = to else { return Ok((records, None)) };
         let part = records.iter().find(|record| record.range == second).cloned();
         let part = part.ok_or(EndpointError::Guest("the directory answers with other ranges"))?;
-        let moved = self.move_record(part, to, false)?;
+        let moved = self.move_record(&part, to, false)?;
         let service = selection.service.clone();
         records = self.services(&(&service).into());
         records.retain(|record| first.covers(record.range) || second.covers(record.range));
@@ -321,7 +321,9 @@ impl Endpoints {
                     record
                 }
                 (phase, _) => {
-                    return Err(EndpointError::NoMove(endpoint::moving::NoMove::Busy(phase.name())));
+                    return Err(EndpointError::NoMove(endpoint::moving::NoMove::Busy(
+                        phase.name(),
+                    )));
                 }
             });
         }
@@ -329,8 +331,7 @@ impl Endpoints {
     }
 
     fn thaw_damping(&self, range: Range) {
-        let mut all =
-            self.0.damping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all = self.0.damping.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(damping) = all.get_mut(&range) {
             damping.thaw();
         }

@@ -8,8 +8,8 @@ use std::sync::{Mutex, PoisonError};
 use endpoint::name::Name;
 use endpoint::range::Range;
 use endpoint::record::{Home, Record};
-use serde::{Deserialize, Serialize};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 /// A move that was begun here.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

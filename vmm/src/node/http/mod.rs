@@ -14,6 +14,7 @@ mod hub;
 mod images;
 pub mod listen;
 mod metrics;
+mod moves;
 pub mod options;
 pub mod server;
 pub mod trace;
@@ -197,6 +198,8 @@ pub fn document() -> String {
 fn router(agent: Agent) -> Router {
     let (router, _) = routes().split_for_parts();
     router
+        .route("/v1/moves/orders", axum::routing::post(moves::order))
+        .route("/v1/moves/{number}/state", axum::routing::post(moves::state))
         .fallback(error::not_found)
         .method_not_allowed_fallback(error::no_such_method)
         // Bodies have limits of their own.
