@@ -1,7 +1,9 @@
 //! Services that move between guests, with their connections, when a guest asks.
 
 use std::process::Command;
+use std::time::Duration;
 
+use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::common::Bench;
@@ -10,6 +12,7 @@ use crate::common::ramdisk::{example, push_script};
 
 /// The address of the service, which all clients have.
 const SERVICE: &str = "10.77.0.80";
+
 /// Where a server of it runs, and what is done there besides.
 fn server(standby: bool, also: &str) -> String {
     let standby = if standby { "--standby" } else { "" };
@@ -21,7 +24,6 @@ fn server(standby: bool, also: &str) -> String {
          until guest-agent endpoint up web --address {SERVICE}/24; do sleep 1; done\n\
          stream-server --listen {SERVICE}:7000 --service web {standby} &\n\
          server=$!\n\
-         (while true; do sleep 5; cat /proc/net/tcp; grep -i tcpext /proc/net/netstat; cat /proc/net/snmp | grep Tcp; done) &\n\
          {also}\n\
          wait $server\n"
     )
@@ -32,7 +34,7 @@ fn moves(to: &str, times: u32) -> String {
     format!(
         "i=0\n\
          while [ $i -lt {times} ]; do\n\
-         \x20   if guest-agent endpoint move web --to {to} --json 2>/tmp/error; then i=$((i + 1)); else usleep 300000; fi\n\
+         \x20   if guest-agent endpoint move web --to {to} --json 2>/tmp/error; then i=$((i + 1)); sleep 1; else usleep 300000; fi\n\
          done\n\
          echo moves: done\n"
     )
@@ -73,35 +75,94 @@ fn end_of(console: &str) -> Option<Value> {
     lines.filter(|line| line["end"] == true).last()
 }
 
+/// Guests a, which has the service, b, which may get it, and c, its client for so many seconds.
+fn scene(bench: Bench, options: &[&str], times: u32, seconds: u32) -> Agent {
+    let programs = [example("stream-server")];
+    push_script(&bench, "a", &server(false, &moves("b", times)), &programs);
+    push_script(&bench, "b", &server(true, &moves("a", times)), &programs);
+    let client = format!(
+        "netup\n\
+         stream-client {SERVICE}:7000 --mode paced --seconds {seconds} --wait 120 --answer 60\n\
+         echo client: $?\n"
+    );
+    push_script(&bench, "c", &client, &[example("stream-client")]);
+    let agent = Agent::with(bench, options);
+    let may = format!("services=web,addresses={SERVICE},move");
+    boot(&agent, "a", 2, &may);
+    boot(&agent, "b", 3, &may);
+    boot(&agent, "c", 4, "");
+    agent
+}
+
+/// Waits for the client's end: it saw each byte once, and no reset.
+fn is_served(agent: &Agent) -> String {
+    agent.wait_until("the client has ended", |agent| agent.console("c").contains("client: "));
+    let consoles: Vec<String> = ["a", "b", "c"].map(|name| agent.console(name)).into();
+    let said = consoles.join("\n---\n") + &agent.log();
+    let end = end_of(&consoles[2]).unwrap_or_else(|| panic!("{said}"));
+    assert!(consoles[2].contains("client: 0"), "{said}");
+    let none = (&0.into(), &0.into(), &0.into());
+    assert_eq!((&end["wrong"], &end["lost"], &end["resets"]), none, "{said}");
+    println!("{end}");
+    said
+}
+
+/// Waits until the client is served.
+fn is_begun(agent: &Agent) {
+    let words = |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|l| l["words"] != 0);
+    agent.wait_until("the client is served", |agent| agent.console("c").lines().any(words));
+}
+
 #[test]
 #[ignore = "needs a KVM that runs stock kernels"]
 fn a_service_moves_twenty_times_and_its_client_sees_each_byte_once() {
     isolated(|| {
-        let bench = Bench::new();
-        let programs = [example("stream-server")];
-        push_script(&bench, "a", &server(false, &moves("b", 10)), &programs);
-        push_script(&bench, "b", &server(true, &moves("a", 10)), &programs);
-        let client = format!(
-            "netup\n(while true; do sleep 5; cat /proc/net/tcp; grep -i ext /proc/net/netstat; cat /proc/net/snmp | grep Tcp; done) &\n stream-client {SERVICE}:7000 --mode paced --seconds 90 --wait 120\necho client: $?\n"
-        );
-        push_script(&bench, "c", &client, &[example("stream-client")]);
-        let agent = Agent::with(bench, &["--damping", "off"]);
-        let may = format!("services=web,addresses={SERVICE},move");
-        boot(&agent, "a", 2, &may);
-        boot(&agent, "b", 3, &may);
-        boot(&agent, "c", 4, "");
-        agent.wait_until("the client has ended", |agent| agent.console("c").contains("client: "));
-        let consoles: Vec<String> = ["a", "b", "c"].map(|name| agent.console(name)).into();
-        let said = consoles.join("\n---\n") + &agent.log();
-        let end = end_of(&consoles[2]).unwrap_or_else(|| panic!("{said}"));
-        assert!(consoles[2].contains("client: 0"), "{said}");
-        assert_eq!(
-            (&end["wrong"], &end["lost"], &end["resets"]),
-            (&0.into(), &0.into(), &0.into())
-        );
-        for console in &consoles[..2] {
-            assert!(console.contains("moves: done"), "{said}");
+        let agent = scene(Bench::new(), &["--damping", "off"], 10, 50);
+        let said = is_served(&agent);
+        assert_eq!(said.matches("moves: done").count(), 2, "{said}");
+        assert_eq!(said.matches(": moved").count(), 20, "{said}");
+    });
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels"]
+fn an_agent_that_is_killed_in_the_middle_of_moves_leaves_one_home_and_no_wrong_byte() {
+    isolated(|| {
+        let mut agent = scene(Bench::new(), &["--damping", "off"], 1000, 45);
+        is_begun(&agent);
+        for pause in [400, 650, 900, 1150, 1400, 1650] {
+            std::thread::sleep(Duration::from_millis(pause));
+            agent.end(Signal::KILL);
+            agent.start_again();
+            std::thread::sleep(Duration::from_secs(2));
         }
-        println!("{said}\n{end}");
+        is_served(&agent);
+        agent.wait_until("one home", |agent| {
+            let all = agent.json(&["endpoint", "ls", "--json"]);
+            let one = all.as_array().filter(|all| all.len() == 1).map(|all| &all[0]);
+            one.is_some_and(|one| one["phase"] == "home" && one["listening"] == true)
+        });
+    });
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels"]
+fn the_operator_moves_a_service_until_it_has_moved_too_often() {
+    isolated(|| {
+        let agent = scene(Bench::new(), &[], 0, 30);
+        is_begun(&agent);
+        for to in ["b", "a", "b", "a", "b"] {
+            let done = agent.json(&["endpoint", "move", "web", "--to", to, "--json"]);
+            assert_eq!(done["moved"]["outcome"], "moved", "{done}");
+            assert!(done["moved"]["held_us"].as_u64().is_some_and(|us| us > 0), "{done}");
+            assert!(done["endpoints"][0]["home"].as_str().unwrap().ends_with(to), "{done}");
+        }
+        let output = agent.vmm(&["endpoint", "move", "web", "--to", "a"]).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains("frozen"), "{error}");
+        assert_eq!(agent.json(&["endpoint", "ls", "--json"])[0]["phase"], "frozen");
+        agent.expect(0, &["endpoint", "thaw", "web"]);
+        agent.expect(0, &["endpoint", "move", "web", "--to", "any"]);
+        is_served(&agent);
     });
 }

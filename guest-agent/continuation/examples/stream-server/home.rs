@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::mpsc::channel;
 
-use continuation::errand::Service;
+use continuation::errand::{Service, drain, unaccepted};
 use continuation::mover::Arrived;
 use continuation::service::Continuation;
 use continuation::state::ConnectionState;
@@ -24,9 +24,21 @@ impl Service for Home {
     }
 
     fn stop(&mut self, _: &Errand) -> Result<Vec<Continuation>, String> {
+        // Clients that have come and are not served yet would be left behind: the move is asked for again.
+        drain().map_err(|error| format!("it is not known whether all was processed: {error}"))?;
         let (reply, replied) = channel();
         self.server.tell(Order::Stop(self.service, reply));
-        replied.recv().map_err(|_| "the server has ended".to_owned())
+        let stopped = replied.recv().map_err(|_| "the server has ended".to_owned())?;
+        match unaccepted(self.service, stopped.len()) {
+            Ok(0) => Ok(stopped),
+            other => {
+                self.server.tell(Order::GoOn(stopped));
+                match other {
+                    Ok(count) => Err(format!("{count} connections are not accepted yet")),
+                    Err(error) => Err(format!("connections cannot be counted: {error}")),
+                }
+            }
+        }
     }
 
     fn go_on(&mut self, connections: Vec<Continuation>) {

@@ -13,6 +13,7 @@ mod drain;
 mod host;
 #[cfg(test)]
 mod tests;
+mod unaccepted;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -25,6 +26,7 @@ use control_abi::status::Error;
 use guest_agent::calls::endpoint::{Errand, ErrandKind};
 use guest_agent::driver::DriverError;
 
+pub use self::unaccepted::unaccepted;
 pub use drain::drain;
 pub use host::Host;
 

@@ -135,6 +135,10 @@ fn silence_and_read(
     let queue =
         |which| sys::set_number(fd, QUEUE, which).map_err(kernel("turn to a connection's queue"));
 
+    // An acknowledgement that the kernel still owes goes now: sent later, by its timer, it would have a later clock
+    // than what the new home sends first, which the peer would drop (RFC 7323, section 5).
+    sys::set_number(fd, SocketOption::tcp(libc::TCP_QUICKACK), 1)
+        .map_err(kernel("acknowledge what has come"))?;
     privilege.repair(fd, Mode::On).map_err(RepairError::privilege("to freeze a connection"))?;
 
     queue(RECEIVE_QUEUE)?;

@@ -220,6 +220,16 @@ impl Guests {
         self.wait_in_force(state, number)
     }
 
+    /// Takes a VM's voice from a range, without waiting until that is so.
+    pub fn silence(&self, number: u64, range: Range) {
+        let mut state = self.lock();
+        let entry = state.all.get_mut(&number).and_then(|guest| guest.table.get_mut(&range));
+        if let Some(entry) = entry.filter(|entry| entry.passage.may_send) {
+            entry.passage.may_send = false;
+            state.push(number);
+        }
+    }
+
     /// Leaves of all tables only what `is_own` of, by the name of the VM and the range.
     pub fn retain(&self, is_own: impl Fn(&str, Range) -> bool) {
         let mut state = self.lock();

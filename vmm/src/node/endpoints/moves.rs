@@ -385,6 +385,13 @@ impl Endpoints {
             ms(held_us),
             steps.iter().map(took).collect::<Vec<_>>().join(", ")
         );
+        for home in [&active.from, &active.to] {
+            let guests = self.guests().lock();
+            let guest = guests.named(home.port()).filter(|_| home.host() == self.host());
+            if let Some((_, guest)) = guest {
+                log::info!("{home}: {:?}", guest.counted());
+            }
+        }
         Ok(MoveInfo {
             number: active.number,
             from: active.from.to_string(),
@@ -746,7 +753,17 @@ impl Endpoints {
         let state = states.get_mut(&number).filter(|state| state.source == Some(vm) && is_at);
         let state = state.ok_or(EndpointError::Guest("the guest sends a state that none wants"))?;
         put(&mut state.bytes, at, data)?;
-        within(&states)
+        within(&states)?;
+        drop(states);
+        if at == 0 {
+            // It stands still, all of it was read. What a timer of its kernel sends from now on would have a later
+            // clock than what the destination sends first, which the peer would then drop (RFC 7323, section 5).
+            let range = lock(&self.0.moves.active).get(&number).map(|active| active.range);
+            if let Some(range) = range {
+                self.guests().silence(vm, range);
+            }
+        }
+        Ok(())
     }
 
     /// A piece of a state that another host sends for a guest of this node.
