@@ -3,12 +3,12 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::clients::{Client, Load};
 use common::network::{Lab, SERVICE, SERVICE6};
@@ -77,32 +77,56 @@ fn segments_and_buffers_are_what_they_were_after_many_moves() {
     }
 }
 
+/// Tells the echo below to end when the test fails as well: a failure is told only when its threads have ended.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Gives back what comes until `stop` is set. A peer that never stops sending does not keep it, nor does one that
+/// reads nothing.
+fn echo_until(mut stream: TcpStream, stop: &AtomicBool) {
+    let mut buffer = vec![0; 64 << 10];
+    let mut rest = 0..0;
+    while !stop.load(Ordering::Acquire) {
+        let done = if rest.is_empty() {
+            stream.read(&mut buffer).map(|length| {
+                rest = 0..length;
+                length
+            })
+        } else {
+            stream.write(&buffer[rest.clone()]).inspect(|length| rest.start += length)
+        };
+        match done {
+            Ok(0) => return,
+            Ok(_) => {}
+            // While it is frozen it can be neither read nor written.
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => thread::yield_now(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {} // to look at `stop`
+            Err(_) => return,
+        }
+    }
+}
+
 #[test]
 fn a_connection_that_is_not_held_is_noticed_and_goes_on() {
     let lab = Lab::new();
     let (client, mut server) = pair(&lab, SERVICE, true);
+    server.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    server.set_write_timeout(Some(Duration::from_millis(100))).unwrap();
     let load = Client::start(client, Load::Bulk);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
-        let mut echo = server.try_clone().unwrap();
-        let stop = &stop;
-        scope.spawn(move || {
-            let mut buffer = vec![0; 64 << 10];
-            while let Ok(length @ 1..) = echo.read(&mut buffer) {
-                // While it is frozen it can be neither read nor written.
-                let mut rest = &buffer[..length];
-                while !rest.is_empty() && !stop.load(Ordering::Acquire) {
-                    match echo.write(rest) {
-                        Ok(done) => rest = &rest[done..],
-                        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-                        Err(_) => break, // it was shut down
-                    }
-                }
-            }
-        });
-        let mut noticed = false;
-        for _ in 0..200 {
-            assert!(load.goes_on(1));
+        let _ends = Ends(&stop);
+        let echo = server.try_clone().unwrap();
+        scope.spawn(|| echo_until(echo, &stop));
+        let (mut noticed, since) = (false, Instant::now());
+        for attempt in 0..200 {
+            assert!(load.goes_on(1), "nothing comes back after {attempt} attempts");
+            assert!(since.elapsed() < Duration::from_secs(120), "{attempt} attempts took so long");
             // Nothing holds frames.
             match repair::freeze(server, &own()) {
                 Ok(frozen) => server = frozen.thaw().unwrap().unwrap(),
@@ -116,8 +140,8 @@ fn a_connection_that_is_not_held_is_noticed_and_goes_on() {
             }
         }
         assert!(noticed, "in 200 attempts nothing moved");
+        assert!(load.goes_on(1), "nothing comes back after it was noticed");
         server.shutdown(Shutdown::Both).unwrap();
-        stop.store(true, Ordering::Release);
     });
     drop(load); // it was cut off
 }
