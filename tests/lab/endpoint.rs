@@ -82,7 +82,7 @@ fn scene(bench: Bench, options: &[&str], times: u32, seconds: u32) -> Agent {
     push_script(&bench, "b", &server(true, &moves("a", times)), &programs);
     let client = format!(
         "netup\n\
-         stream-client {SERVICE}:7000 --mode paced --seconds {seconds} --wait 120 --answer 60\n\
+         stream-client {SERVICE}:7000 --mode paced --seconds {seconds} --wait 120 --patience 60\n\
          echo client: $?\n"
     );
     push_script(&bench, "c", &client, &[example("stream-client")]);

@@ -389,7 +389,7 @@ impl Endpoints {
             let guests = self.guests().lock();
             let guest = guests.named(home.port()).filter(|_| home.host() == self.host());
             if let Some((_, guest)) = guest {
-                log::info!("{home}: {:?}", guest.counted());
+                log::debug!("{home}: {:?}", guest.counted());
             }
         }
         Ok(MoveInfo {
