@@ -93,10 +93,7 @@ fn echo_until(mut stream: TcpStream, stop: &AtomicBool) {
     let mut rest = 0..0;
     while !stop.load(Ordering::Acquire) {
         let done = if rest.is_empty() {
-            stream.read(&mut buffer).map(|length| {
-                rest = 0..length;
-                length
-            })
+            stream.read(&mut buffer).inspect(|length| rest = 0..*length)
         } else {
             stream.write(&buffer[rest.clone()]).inspect(|length| rest.start += length)
         };
