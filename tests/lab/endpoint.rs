@@ -1,6 +1,7 @@
 //! Services that move between guests, with their connections, when a guest asks.
 
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -165,4 +166,115 @@ fn the_operator_moves_a_service_until_it_has_moved_too_often() {
         agent.expect(0, &["endpoint", "move", "web", "--to", "any"]);
         is_served(&agent);
     });
+}
+
+/// Makes this thread's network namespace that of host `number`, whose link to the others is `up`.
+fn host(number: u8) {
+    let flags = rustix::thread::UnshareFlags::NEWNET;
+    // SAFETY: of all that threads share, descriptors are not among what becomes this one's own.
+    unsafe { rustix::thread::unshare_unsafe(flags) }.unwrap();
+    ip("link set lo up");
+    ip("link add br77 type bridge");
+    ip("link set br77 up");
+    if number == 1 {
+        ip("link add h1 type veth peer name h2");
+    }
+}
+
+/// An agent of host `number`, which knows the other.
+fn agent_of(number: u8, bench: Bench, peer: &Path) -> Agent {
+    let other = 3 - number;
+    let options = [
+        format!("--host-name=h{number}"),
+        format!("--directory=etcd=http://{}", ETCD),
+        format!("--peer=h{other}=unix:{},tunnel=10.88.0.{other}", peer.display()),
+        format!("--tunnel=bridge=br77,local=10.88.0.{number}"),
+        "--damping=off".to_owned(),
+    ];
+    let options: Vec<&str> = options.iter().map(String::as_str).collect();
+    Agent::with(bench, &options)
+}
+
+const ETCD: &str = "10.88.0.1:2379";
+
+fn etcd(folder: &Path) -> Child {
+    let child = Command::new("etcd")
+        .args(["--data-dir", folder.to_str().unwrap(), "--log-level", "error"])
+        .args(["--listen-client-urls", &format!("http://{ETCD}")])
+        .args(["--advertise-client-urls", &format!("http://{ETCD}")])
+        .args(["--listen-peer-urls", "http://127.0.0.1:2380"])
+        .args(["--heartbeat-interval", "500", "--election-timeout", "5000"])
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("etcd is missing: scripts/setup test");
+    while std::net::TcpStream::connect(ETCD).is_err() {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    child
+}
+
+#[test]
+#[ignore = "needs a KVM that runs stock kernels"]
+fn a_service_moves_between_two_hosts_and_its_client_sees_each_byte_once() {
+    // Two hosts are two networks with an agent each; what is between them is a wire, VXLAN and etcd.
+    let (first, second) = (Bench::new(), Bench::new());
+    let socket = |bench: &Bench| bench.path().join("run/node.sock");
+    let (first_socket, second_socket) = (socket(&first), socket(&second));
+    let programs = [example("stream-server")];
+    push_script(&first, "a", &server(false, &moves("h2/b", 10)), &programs);
+    push_script(&second, "b", &server(true, &moves("h1/a", 10)), &programs);
+    let client = format!(
+        "netup\n\
+         stream-client {SERVICE}:7000 --mode paced --seconds 60 --wait 120 --patience 60\n\
+         echo client: $?\n"
+    );
+    push_script(&first, "c", &client, &[example("stream-client")]);
+    let (told, thread_of_second) = std::sync::mpsc::channel();
+    let (connected, is_connected) = std::sync::mpsc::channel();
+    let other = std::thread::spawn(move || {
+        host(2);
+        told.send(rustix::thread::gettid().as_raw_nonzero()).unwrap();
+        is_connected.recv().unwrap();
+        ip("addr add 10.88.0.2/24 dev h2");
+        ip("link set h2 up");
+        while std::net::TcpStream::connect(ETCD).is_err() {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        agent_of(2, second, &first_socket)
+    });
+    let ran = std::thread::spawn(move || {
+        host(1);
+        ip(&format!("link set h2 netns {}", thread_of_second.recv().unwrap()));
+        ip("addr add 10.88.0.1/24 dev h1");
+        ip("link set h1 up");
+        connected.send(()).unwrap();
+        let folder = first.path().join("etcd");
+        let mut etcd = etcd(&folder);
+        let one = agent_of(1, first, &second_socket);
+        let two = other.join().unwrap();
+        let may = format!("services=web,addresses={SERVICE},move");
+        let vm = |agent: &Agent, name: &str, number: u8, may: &str| {
+            let net = format!("bridge=br77,ip=10.77.0.{number}/24,mtu=1400");
+            let mut words = vec!["--net", &net, "--memory", "256M"];
+            if !may.is_empty() {
+                words.extend(["--endpoint", may]);
+            }
+            agent.boot(name, name, &words);
+        };
+        vm(&one, "a", 2, &may);
+        vm(&two, "b", 3, &may);
+        vm(&one, "c", 4, "");
+        one.wait_until("the client has ended", |agent| agent.console("c").contains("client: "));
+        let said = [one.console("a"), two.console("b"), one.console("c"), one.log(), two.log()];
+        let said = said.join("\n---\n");
+        let _ = etcd.kill();
+        let _ = etcd.wait();
+        let end = end_of(&one.console("c")).unwrap_or_else(|| panic!("{said}"));
+        assert!(one.console("c").contains("client: 0"), "{said}");
+        let none = (&0.into(), &0.into(), &0.into());
+        assert_eq!((&end["wrong"], &end["lost"], &end["resets"]), none, "{said}");
+        assert!(said.matches(": moved").count() >= 10, "{said}");
+        println!("{} moves: {end}", said.matches(": moved").count());
+    });
+    ran.join().unwrap();
 }

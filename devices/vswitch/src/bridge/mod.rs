@@ -158,7 +158,8 @@ impl BridgePlane {
         let flags = vec![
             InfoBridgePort::Learning(matches!(role, Role::Uplink)),
             InfoBridgePort::Locked(matches!(role, Role::Guest(_))),
-            InfoBridgePort::UnicastFlood(self.flood),
+            // What is at no port of this host is at one of another.
+            InfoBridgePort::UnicastFlood(self.flood || matches!(role, Role::Tunnel)),
         ];
         links::set_port(route, index, flags).map_err(failed())?;
         let queue = Limit::default().frames;
@@ -367,8 +368,10 @@ impl Plane for BridgePlane {
             }
         };
         set(&mut self.route, self.sink.index, !flood)?;
-        for index in self.ports.keys() {
-            set(&mut self.route, *index, flood)?;
+        for (index, port) in &self.ports {
+            if !matches!(port.role, Role::Tunnel) {
+                set(&mut self.route, *index, flood)?;
+            }
         }
         self.flood = flood;
         Ok(())

@@ -658,7 +658,14 @@ impl Endpoints {
                     if let Err(error) = self.note_coming(order) {
                         return Outcome::Refused(error.to_string());
                     }
-                    pass(Some(Passage::HELD))
+                    // What comes from the other host is led to the VM, which holds it.
+                    match pass(Some(Passage::HELD)) {
+                        Outcome::Done => match self.lead_here(order, vm) {
+                            Ok(()) => Outcome::Done,
+                            Err(error) => Outcome::Refused(error.to_string()),
+                        },
+                        other => other,
+                    }
                 }
                 other => other,
             },
@@ -683,6 +690,7 @@ impl Endpoints {
                 let _ = pass(None);
                 let done = run(Deed::Discard);
                 self.came_or_not(order);
+                self.lead_back(order);
                 done
             }
         }
@@ -716,6 +724,29 @@ impl Endpoints {
     fn is_leaving(&self, order: &Order) -> bool {
         let active = lock(&self.0.moves.active);
         active.values().any(|a| a.number != order.number && a.range.overlaps(order.range))
+    }
+
+    /// Leads frames to what another host moves here to the VM.
+    fn lead_here(&self, order: &Order, vm: u64) -> Result<(), EndpointError> {
+        if order.from.host() == self.host() {
+            return Ok(());
+        }
+        let (bridge, port) = self.port_of(vm)?;
+        switches::point(&*self.0.switches.open(&bridge)?, order.range, Some(port))
+    }
+
+    /// It stays at the other host.
+    fn lead_back(&self, order: &Order) {
+        if order.from.host() != self.host()
+            && let Some(entry) = self.0.cache.find(order.range.first())
+        {
+            self.lead(&[entry.record]);
+        }
+    }
+
+    /// Whether a range comes from another host just now.
+    pub(super) fn is_coming(&self, range: Range) -> bool {
+        lock(&self.0.moves.coming).get(&range).is_some_and(is_fresh)
     }
 
     fn came_or_not(&self, order: &Order) {

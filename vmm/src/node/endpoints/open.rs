@@ -184,10 +184,11 @@ impl Endpoints {
     }
 
     /// Leads frames to where records say, as far as that is another host.
-    fn lead(&self, records: &[Record]) {
+    pub(super) fn lead(&self, records: &[Record]) {
         for record in records {
             let route = record.route();
-            if route.host() == self.0.host {
+            // What comes here is led to its VM by the move.
+            if route.host() == self.0.host || self.is_coming(record.range) {
                 continue;
             }
             let Ok(peer) = self.peer(route.host()) else { continue };
