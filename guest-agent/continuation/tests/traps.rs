@@ -120,10 +120,12 @@ fn a_connection_that_is_not_held_is_noticed_and_goes_on() {
         let _ends = Ends(&stop);
         let echo = server.try_clone().unwrap();
         scope.spawn(|| echo_until(echo, &stop));
-        let (mut noticed, since) = (false, Instant::now());
-        for attempt in 0..200 {
-            assert!(load.goes_on(1), "nothing comes back after {attempt} attempts");
-            assert!(since.elapsed() < Duration::from_secs(120), "{attempt} attempts took so long");
+        let (mut noticed, mut attempts, since) = (false, 0, Instant::now());
+        // How many it takes depends on the machine; a deadline only keeps a failure from lasting.
+        while !noticed {
+            assert!(load.goes_on(1), "nothing comes back after {attempts} attempts");
+            assert!(since.elapsed() < Duration::from_secs(60), "{attempts} attempts, none noticed");
+            attempts += 1;
             // Nothing holds frames.
             match repair::freeze(server, &own()) {
                 Ok(frozen) => server = frozen.thaw().unwrap().unwrap(),
@@ -132,11 +134,7 @@ fn a_connection_that_is_not_held_is_noticed_and_goes_on() {
                     server = back;
                 }
             }
-            if noticed {
-                break;
-            }
         }
-        assert!(noticed, "in 200 attempts nothing moved");
         assert!(load.goes_on(1), "nothing comes back after it was noticed");
         server.shutdown(Shutdown::Both).unwrap();
     });
