@@ -6,8 +6,12 @@
 //! is dropped and repeated by the protocol. Servers of one process hand each other messages without a
 //! connection ([`Local`]), objects included, without copying them.
 
+mod command;
+mod peers;
+mod reader;
+
 use std::collections::HashMap;
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, sync_channel};
@@ -15,16 +19,15 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+pub use command::{Command, Report};
+use peers::talk;
+pub use reader::FrameReader;
 
 use crate::journal::{Journal, JournalError, write_pieces};
-use crate::node::{
-    Action, End, Kind, Limits, Message, Node, Origin, Outcome, Recovered, StartError,
-};
+use crate::node::{Action, End, Limits, Message, Node, Origin, Outcome, Recovered, StartError};
 use crate::range::Range;
 use crate::routes::{Ask, Reply, Routes};
-use crate::wire::{self, Encoded, Frame, HEADER, WireError};
+use crate::wire::{Encoded, Frame, WireError};
 use crate::{Peer, TransferId};
 
 /// Connections at once; others are closed.
@@ -84,51 +87,6 @@ pub struct Config {
     pub sync: bool,
     /// How patient it is.
     pub limits: Limits,
-}
-
-/// What an operator or a policy asks of a server.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Command {
-    /// Hand this range to a peer.
-    Split(Peer, Range),
-    /// Hand everything to a peer.
-    Move(Peer),
-    /// Take everything that a peer has.
-    Merge(Peer),
-    /// Copy everything to a peer and keep it up to date.
-    Mirror(Peer),
-    /// End all mirrors and transfers that began here.
-    Abort,
-    /// Become the owner of what is mirrored here from a peer that is dead.
-    Promote(Peer),
-    /// Say what there is.
-    Status,
-}
-
-/// The answer to a command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Report {
-    /// It was done.
-    Done,
-    /// It was not.
-    Failed(String),
-    /// What there is.
-    Status {
-        /// What the server owns.
-        owned: Vec<Range>,
-        /// Objects in it.
-        objects: u64,
-        /// Bytes of their values.
-        bytes: u64,
-        /// Requests answered since it started.
-        served: u64,
-        /// Transfers that began here and are not over; mirrors are among them.
-        outgoing: usize,
-        /// Transfers to here.
-        incoming: usize,
-    },
 }
 
 /// Servers of one process, which need no connection between them.
@@ -474,233 +432,9 @@ impl Shared {
             }
         }
     }
-
-    fn command(self: &Arc<Self>, command: &Command) -> Report {
-        let result = match command {
-            Command::Split(peer, range) => self.transfer(Kind::Move, *peer, *range),
-            Command::Move(peer) => self.all(Kind::Move, *peer),
-            Command::Mirror(peer) => self.all(Kind::Mirror, *peer),
-            Command::Merge(peer) => self.merge(*peer),
-            Command::Abort => {
-                self.with(|node| {
-                    let ids: Vec<_> = node.outgoing().map(|(id, ..)| id).collect();
-                    for id in ids {
-                        node.abort(id);
-                    }
-                });
-                self.until(|node| node.outgoing().count() == 0)
-            }
-            Command::Promote(from) => self.promote(*from),
-            Command::Status => {
-                return self.with(|node| {
-                    let owned: Vec<_> = node.owned().iter().map(|(range, _)| *range).collect();
-                    let sizes = owned.iter().map(|range| node.objects().size(*range));
-                    let (objects, bytes) =
-                        sizes.fold((0, 0), |sum, size| (sum.0 + size.0, sum.1 + size.1));
-                    let (outgoing, incoming) = (node.outgoing().count(), node.incoming().count());
-                    Report::Status {
-                        owned,
-                        objects,
-                        bytes,
-                        served: node.served(),
-                        outgoing,
-                        incoming,
-                    }
-                });
-            }
-        };
-        match result {
-            Ok(()) => Report::Done,
-            Err(error) => Report::Failed(error.to_string()),
-        }
-    }
-
-    /// Begins a transfer and waits for its end.
-    fn transfer(self: &Arc<Self>, kind: Kind, peer: Peer, range: Range) -> Result<(), ServerError> {
-        let (sender, ended) = channel();
-        let id = {
-            // The end must not come before somebody waits for it.
-            let mut state = lock(&self.state);
-            let id = state.node.start(kind, range, peer)?;
-            state.waiting.insert(id, sender);
-            id
-        };
-        self.with(|_| ());
-        let wait = Duration::from_secs(120);
-        match ended.recv_timeout(wait) {
-            Ok(End::Done) => Ok(()),
-            Ok(End::Aborted) => Err(ServerError::Aborted(id)),
-            Err(_) => Err(ServerError::Timeout(id, wait)),
-        }
-    }
-
-    fn all(self: &Arc<Self>, kind: Kind, peer: Peer) -> Result<(), ServerError> {
-        let mut owned: Vec<_> =
-            self.with(|node| node.owned().iter().map(|(range, _)| *range).collect());
-        owned.sort_unstable();
-        // Neighbours in one transfer.
-        owned.dedup_by(|next, last| {
-            last.joined(*next).is_some_and(|whole| {
-                *last = whole;
-                true
-            })
-        });
-        owned.into_iter().try_for_each(|range| self.transfer(kind, peer, range))
-    }
-
-    /// The peer hands over all it has, and then has nothing to do.
-    fn merge(self: &Arc<Self>, peer: Peer) -> Result<(), ServerError> {
-        let command = Command::Move(self.config.me);
-        let local =
-            self.local.0.read().unwrap_or_else(PoisonError::into_inner).get(&peer).and_then(live);
-        let report = if let Some(peer) = local {
-            peer.command(&command)
-        } else {
-            let address = self.routes.address(peer).unwrap_or_default();
-            crate::client::command(&address, self.config.secret, &command)
-                .map_err(|error| ServerError::Refused(peer, error.to_string()))?
-        };
-        match report {
-            Report::Done => Ok(()),
-            Report::Failed(why) => Err(ServerError::Refused(peer, why)),
-            Report::Status { .. } => {
-                Err(ServerError::Refused(peer, "it answered something else".into()))
-            }
-        }
-    }
-
-    fn promote(self: &Arc<Self>, from: Peer) -> Result<(), ServerError> {
-        let ranges = self.with(|node| {
-            let incoming =
-                node.incoming().filter(|(id, kind, _)| id.source == from && *kind == Kind::Mirror);
-            let ranges: Vec<_> = incoming.map(|(_, _, range)| range).collect();
-            ranges.iter().try_for_each(|range| node.promote(*range).map(drop)).map(|()| ranges)
-        })?;
-        if ranges.is_empty() {
-            return Err(StartError::NoMirror(Range::ALL).into());
-        }
-        self.until(|node| node.incoming().all(|(_, _, range)| !ranges.contains(&range)))?;
-        let ours = |range: &Range| {
-            self.routes.home(range.first()).is_some_and(|(home, _)| home == self.config.me)
-        };
-        match ranges.iter().find(|range| !ours(range)) {
-            Some(range) => Err(StartError::NoMirror(*range).into()),
-            None => Ok(()),
-        }
-    }
-
-    fn until(self: &Arc<Self>, done: impl Fn(&Node) -> bool) -> Result<(), ServerError> {
-        let end = Instant::now() + Duration::from_secs(30);
-        while !self.with(|node| done(node)) {
-            if Instant::now() >= end {
-                return Err(ServerError::Refused(
-                    self.config.me,
-                    "the routes do not answer".into(),
-                ));
-            }
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-}
-
-/// Sends messages to a peer, over a connection that is made again when it breaks.
-fn talk(shared: &Weak<Shared>, to: Peer, messages: &Receiver<Message>) {
-    let mut stream: Option<TcpStream> = None;
-    let mut tried: Option<Instant> = None;
-    while let Ok(message) = messages.recv() {
-        let Some(shared) = live(shared) else { return };
-        if stream.is_none() && tried.is_none_or(|tried| tried.elapsed() >= TICK) {
-            tried = Some(Instant::now());
-            stream = connect(&shared, to)
-                .inspect_err(|error| log::debug!("no connection to {to}: {error}"))
-                .ok();
-        }
-        // What cannot be sent is lost, and repeated by the protocol.
-        let frame = Frame::Peer(message);
-        if let Some(open) = &mut stream
-            && write_pieces(open, Encoded::new(&frame).pieces()).is_err()
-        {
-            stream = None;
-            // The peer may have started again since.
-            if let Ok(mut new) = connect(&shared, to)
-                && write_pieces(&mut new, Encoded::new(&frame).pieces()).is_ok()
-            {
-                stream = Some(new);
-            }
-        }
-    }
-}
-
-fn connect(shared: &Shared, to: Peer) -> io::Result<TcpStream> {
-    let address = shared.routes.address(to).and_then(|address| address.parse().ok());
-    let address: SocketAddr = address.ok_or(io::ErrorKind::AddrNotAvailable)?;
-    let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-    stream.set_nodelay(true)?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let hello = Frame::Hello { peer: Some(shared.config.me), secret: shared.config.secret };
-    write_pieces(&mut stream, Encoded::new(&hello).pieces())?;
-    stream.flush()?;
-    Ok(stream)
 }
 
 /// In a time that does not depend on where they differ.
 fn same(one: &[u8; 16], other: &[u8; 16]) -> bool {
     one.iter().zip(other).fold(0, |differs, (one, other)| differs | (one ^ other)) == 0
-}
-
-/// Reads frames from a stream.
-#[derive(Debug)]
-pub struct FrameReader {
-    stream: TcpStream,
-    /// What was read and not yet used.
-    read: BytesMut,
-}
-
-impl FrameReader {
-    /// Reads from `stream`.
-    pub fn new(stream: TcpStream) -> Self {
-        Self { stream, read: BytesMut::new() }
-    }
-
-    /// The next frame.
-    ///
-    /// # Errors
-    /// When the stream ends or fails, or what arrives is no frame.
-    pub fn read(&mut self) -> Result<Frame, ServerError> {
-        self.fill(HEADER)?;
-        let header = self.read.split_to(HEADER);
-        let header = header.first_chunk().ok_or(WireError::Short("a header"))?;
-        let (kind, length) = wire::header(*header)?;
-        self.fill(length)?;
-        let body: Bytes = self.read.split_to(length).freeze();
-        Ok(wire::decode(kind, body)?)
-    }
-
-    /// At least so many bytes are there then. Room is made as bytes arrive, not as they are promised.
-    fn fill(&mut self, wanted: usize) -> Result<(), ServerError> {
-        while self.read.len() < wanted {
-            let have = self.read.len();
-            let room = (wanted - have).clamp(4096, 1 << 20);
-            self.read.resize(have + room, 0);
-            let count = loop {
-                match self.stream.read(&mut self.read[have..]) {
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                    other => break other,
-                }
-            };
-            self.read.truncate(have + count.as_ref().copied().unwrap_or(0));
-            match count {
-                Ok(0) => {
-                    return Err(ServerError::Io(
-                        "a connection".into(),
-                        io::ErrorKind::UnexpectedEof.into(),
-                    ));
-                }
-                Ok(_) => {}
-                Err(error) => return Err(ServerError::Io("a connection".into(), error)),
-            }
-        }
-        Ok(())
-    }
 }
