@@ -73,7 +73,7 @@ fn boot(agent: &Agent, name: &str, number: u8, may: &str) {
 /// The last line of the client.
 fn end_of(console: &str) -> Option<Value> {
     let lines = console.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    lines.filter(|line| line["end"] == true).last()
+    lines.rev().find(|line| line["end"] == true)
 }
 
 /// Guests a, which has the service, b, which may get it, and c, its client for so many seconds.
@@ -186,7 +186,7 @@ fn agent_of(number: u8, bench: Bench, peer: &Path) -> Agent {
     let other = 3 - number;
     let options = [
         format!("--host-name=h{number}"),
-        format!("--directory=etcd=http://{}", ETCD),
+        format!("--directory=etcd=http://{ETCD}"),
         format!("--peer=h{other}=unix:{},tunnel=10.88.0.{other}", peer.display()),
         format!("--tunnel=bridge=br77,local=10.88.0.{number}"),
         "--damping=off".to_owned(),

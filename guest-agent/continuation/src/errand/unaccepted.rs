@@ -1,6 +1,7 @@
 //! Connections of a service that its server does not have yet: they are in the listener's queue, or their handshake is
 //! under way. They would be left behind by a move, and their clients reset.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,12 +21,13 @@ pub fn unaccepted(service: SocketAddr, handed: usize) -> io::Result<usize> {
 }
 
 fn count(list: &str, service: SocketAddr) -> usize {
-    let is_it = |line: &&str| {
+    // The list is read in pieces, and has one twice if others come and go meanwhile.
+    let peers = list.lines().skip(1).filter_map(|line| {
         let mut words = line.split_whitespace().skip(1);
-        let (local, state) = (words.next().and_then(address), words.nth(1));
-        local == Some(service) && state.is_some_and(|state| OPEN.contains(&state))
-    };
-    list.lines().skip(1).filter(is_it).count()
+        let (local, peer, state) = (words.next()?, words.next()?, words.next()?);
+        (address(local) == Some(service) && OPEN.contains(&state)).then_some(peer)
+    });
+    peers.collect::<HashSet<_>>().len()
 }
 
 /// `50004D0A:1B58`: words of the address as the processor has them, and the port.
