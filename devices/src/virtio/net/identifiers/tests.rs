@@ -57,6 +57,30 @@ fn frames_wait_in_their_order_and_go_on_first() {
 }
 
 #[test]
+fn what_nobody_says_again_is_forgotten_until_somebody_does() {
+    let table = IdentifierTable::new().unwrap();
+    let address: IpAddr = "10.0.0.9".parse().unwrap();
+    let open = Identifiers {
+        address: Some(address),
+        may_send: true,
+        ..some(range(0, 9), Receive::Deliver)
+    };
+    table.hold_for(Some(Duration::from_secs(3600)));
+    table.set(vec![open]);
+    let passes = |table: &IdentifierTable| {
+        let speaks = table.lock().may_send_from(address) == Some(true) && !table.lock().is_over();
+        (table.decide(vid(1), &[0]) == Fate::Deliver, speaks)
+    };
+    assert_eq!(passes(&table), (true, true));
+    table.hold_for(Some(Duration::ZERO));
+    assert_eq!(passes(&table), (false, false));
+    table.hold_for(Some(Duration::from_secs(3600)));
+    assert_eq!(passes(&table), (true, true));
+    table.hold_for(None);
+    assert_eq!(passes(&table), (true, true));
+}
+
+#[test]
 fn what_has_no_identifier_any_more_is_dropped() {
     let table = IdentifierTable::new().unwrap();
     table.set(vec![some(range(1, 1), Receive::Hold), some(range(2, 2), Receive::Hold)]);
