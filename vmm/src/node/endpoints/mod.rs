@@ -279,6 +279,10 @@ impl Endpoints {
     pub fn vm_ended(&self, number: u64) {
         let Some(guest) = self.guests().remove(number) else { return };
         let Ok(home) = self.home(&guest.name) else { return };
+        // First: entries of an interface that is gone are gone with it, and cannot be taken away.
+        if let Some((bridge, port)) = &guest.port {
+            self.0.switches.detach(bridge, *port);
+        }
         self.0.moves.lost(number);
         for record in self.records_at(&home) {
             // One that moves is left to the move, which hears of the loss.
@@ -294,9 +298,6 @@ impl Endpoints {
             if let Err(error) = self.change(&Change::withdraw(vec![record])) {
                 log::warn!("the endpoints of '{}' stay in the directory: {error}", guest.name);
             }
-        }
-        if let Some((bridge, port)) = &guest.port {
-            self.0.switches.detach(bridge, *port);
         }
     }
 

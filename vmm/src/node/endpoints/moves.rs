@@ -954,7 +954,11 @@ fn name(task: &Task) -> &'static str {
         Task::Record(change) => match change.to.first().map(|record| &record.phase) {
             Some(Phase::Preparing { .. }) => "claim",
             Some(Phase::Moving { .. }) => "redirect",
-            Some(Phase::Home | Phase::Frozen) => "commit",
+            Some(Phase::Home | Phase::Frozen) => {
+                let stays = change.from.first().map(|record| &record.home)
+                    == change.to.first().map(|record| &record.home);
+                if stays { "undo" } else { "commit" }
+            }
             None => "withdraw",
         },
         Task::Look => "look",
