@@ -141,6 +141,7 @@ impl NodeError {
             },
             Self::Images(_) => "cache_unavailable",
             Self::Host(_) => "host",
+            Self::System { source, .. } if source.kind() == io::ErrorKind::Unsupported => "host",
             Self::Endpoint(error) => error.kind(),
             Self::Image(LoadError::NoSuchChunk { .. })
             | Self::Running(_)

@@ -21,7 +21,7 @@ use crate::cli::chunk_server;
 use crate::control::vms::folder::VmFolder;
 use crate::disk;
 use crate::jail::Confinement;
-use crate::jail::cgroup::Cgroup;
+use crate::jail::cgroup::{Cgroup, CgroupError};
 use crate::jail::identity::Identity;
 use crate::jail::launch::{Jail, JailSpec, Program};
 use crate::net::{self, Attachment};
@@ -257,7 +257,14 @@ impl Launcher {
             let raw = raw.ok_or(io::ErrorKind::InvalidData)?;
             return Ok((pid, pidfd_open(raw, PidfdFlags::empty())?, None));
         }
-        let group = group::make(number, spec).map_err(io::Error::other)?;
+        // What the host has not is no failure of the agent's.
+        let refused = |error: CgroupError| match error {
+            CgroupError::NoHierarchy | CgroupError::NoControllers { .. } => {
+                io::Error::new(io::ErrorKind::Unsupported, error)
+            }
+            error => io::Error::other(error),
+        };
+        let group = group::make(number, spec).map_err(refused)?;
         let jail = Jail::prepare(jail(number, group.as_ref())).map_err(io::Error::other)?;
         let nothing = File::options().write(true).open("/dev/null")?;
         let program = Program {

@@ -129,7 +129,11 @@ impl Agent {
         description = "The node agent of one host: boots VMs out of a pool of images. Errors are always an \
                        `ErrorBody`. No request waits for more than five minutes, but for streams."
     ),
-    components(schemas(crate::api::ErrorBody, crate::api::NodeEvent)),
+    components(schemas(
+        crate::api::ErrorBody,
+        crate::api::NodeEvent,
+        endpoints::ServiceSchema
+    )),
     tags(
         (name = TAG_VMS, description = "VMs of the node"),
         (name = TAG_IMAGES, description = "The pool of images"),
