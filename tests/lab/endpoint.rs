@@ -119,7 +119,9 @@ fn is_served(agent: &Agent) -> String {
 
 /// Waits until the client is served.
 fn is_begun(agent: &Agent) {
-    let words = |line: &str| serde_json::from_str::<Value>(line).is_ok_and(|l| l["words"] != 0);
+    let words = |line: &str| {
+        serde_json::from_str::<Value>(line).is_ok_and(|l| l["words"].as_u64() > Some(0))
+    };
     patiently(agent, "the client is served", |agent| agent.console("c").lines().any(words));
 }
 
