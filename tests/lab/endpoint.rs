@@ -148,6 +148,7 @@ fn an_agent_that_is_killed_in_the_middle_of_moves_leaves_one_home_and_no_wrong_b
             std::thread::sleep(Duration::from_millis(pause));
             agent.end(Signal::KILL);
             agent.start_again();
+            // Moves go on, so that the next kill meets one again.
             std::thread::sleep(Duration::from_secs(2));
         }
         is_served(&agent);

@@ -202,6 +202,7 @@ fn run(options: &Options, shared: &Arc<Shared>) -> io::Result<Outcome> {
         })
     };
     for second in 1..=options.seconds {
+        // A line is printed for each second.
         thread::sleep(Duration::from_secs(1));
         if receiver.is_finished() {
             break;

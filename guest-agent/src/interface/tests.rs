@@ -5,7 +5,7 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use super::*;
 
 /// Runs `work` in a network namespace of its own, which ends with it.
-#[allow(unsafe_code)]
+#[allow(unsafe_code)] // The library call for it is one; the crate itself has none.
 fn alone(work: impl FnOnce() + Send + 'static) {
     let inside = || {
         // SAFETY: of all that threads share, descriptors are not among what becomes this one's own.

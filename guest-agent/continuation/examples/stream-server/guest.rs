@@ -66,6 +66,7 @@ pub fn carry_out(service: &str, mut home: Home, privilege: Arc<dyn Privilege>) {
         if let Err(error) = result {
             eprintln!("the control device gives no errands: {error}");
         }
+        // The device or its host is busy or away: asked without a pause it would be nothing else's.
         thread::sleep(Duration::from_secs(1));
     }
 }

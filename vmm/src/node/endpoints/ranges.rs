@@ -344,7 +344,7 @@ impl Endpoints {
         changes: &[FlowChange],
     ) -> Result<(), EndpointError> {
         let mut batch: Option<(String, Vec<vswitch::Change>)> = None;
-        let mut passages = Vec::new();
+        let (mut passages, mut led) = (Vec::new(), Vec::new());
         for change in changes {
             let (vid, vm) = match change {
                 FlowChange::Add { vid, vm } | FlowChange::Update { vid, vm } => (vid, Some(vm)),
@@ -375,6 +375,7 @@ impl Endpoints {
             if vm.is_some() && self.home(at)? != record.home {
                 passages.push((number, record.service.clone(), one));
             }
+            led.push((record.service.clone(), one, vm.map(|_| number)));
             match &mut batch {
                 Some((name, _)) if *name != bridge => {
                     return Err(EndpointError::OtherBridge(at.to_owned(), bridge, "others".into()));
@@ -391,7 +392,12 @@ impl Endpoints {
         }
         let done = self.0.keeper.with_gate(|_: &mut dyn Gate| switch.sync(&steps));
         match done {
-            Some(Ok(())) => Ok(()),
+            Some(Ok(())) => {
+                for (service, one, to) in &led {
+                    self.close_others(service, *one, *to);
+                }
+                Ok(())
+            }
             failed => {
                 for (number, service, one) in passages {
                     let _ = self.guests().pass(number, (&service, one), None);
@@ -400,6 +406,26 @@ impl Endpoints {
                     Err(error) => error.into(),
                     Ok(()) => EndpointError::Muted,
                 }))
+            }
+        }
+    }
+
+    /// An identifier that single flows led to another VM leads to `to` now: no other has a voice as it by a flow.
+    fn close_others(&self, service: &endpoint::name::Name, one: Range, to: Option<u64>) {
+        let home = self.0.cache.find(one.first()).map(|entry| entry.record);
+        let is_home = |name: &str| {
+            home.as_ref().is_some_and(|record| record.range == one && record.home.port() == name)
+        };
+        let others: Vec<u64> = {
+            let guests = self.guests().lock();
+            let has = guests.iter().filter(|(number, guest)| {
+                Some(*number) != to && guest.passage(one).is_some() && !is_home(&guest.name)
+            });
+            has.map(|(number, _)| number).collect()
+        };
+        for number in others {
+            if let Err(error) = self.guests().pass(number, (service, one), None) {
+                log::warn!("{one} at VM {number}: {error}");
             }
         }
     }

@@ -98,12 +98,17 @@ fn make_tunnel(name: &str, tunnel: &TunnelSpec) -> Result<(), PlaneError> {
         .map_err(failed())
 }
 
+/// What a switch knows, asked once for a whole range.
+fn flows_of(switch: &BridgeSwitch) -> HashMap<Vid, Flow> {
+    switch.flows().into_iter().map(|flow| (flow.vid, flow)).collect()
+}
+
 /// Sends frames to all identifiers of a range to `port`, or drops them; those that are held are left alone.
 ///
 /// # Errors
 /// The switch refuses: then all is as before.
 pub fn point(switch: &BridgeSwitch, range: Range, port: Option<Port>) -> Result<(), EndpointError> {
-    let known: HashMap<Vid, Flow> = switch.flows().into_iter().map(|f| (f.vid, f)).collect();
+    let known = flows_of(switch);
     let mut changes = Vec::new();
     for vid in vids(range) {
         match (known.get(&vid), port) {
@@ -152,10 +157,9 @@ pub fn release(
     home: Option<Port>,
     owner: u64,
 ) -> Result<(), EndpointError> {
+    let known = flows_of(switch);
     for vid in vids(range) {
-        let flow = switch.flows().into_iter().find(|flow| flow.vid == vid);
-        let moving = flow.and_then(|flow| flow.moving);
-        let ended = match moving {
+        let ended = match known.get(&vid).and_then(|flow| flow.moving) {
             Some((to, own)) if own == owner && Some(to) == home => switch.release(vid, owner),
             Some((_, own)) if own == owner => switch.cancel(vid, owner),
             _ => continue,

@@ -146,7 +146,7 @@ pub async fn flows(
     State(agent): State<Agent>,
     _: Parameters<None_>,
 ) -> Result<Json<Vec<FlowInfo>>, ApiError> {
-    Ok(Json(ask(&agent, false, Endpoints::flows).await?))
+    Ok(Json(ask(&agent, false, |endpoints| Ok(endpoints.flows())).await?))
 }
 
 /// Changes flows, all or none: if one cannot be changed, the error names it and none is.

@@ -4,13 +4,13 @@
 //! client certificate.
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 
 use super::Agent;
 use super::error::ApiError;
-use super::extract::{JsonBody, Raw};
+use super::extract::{JsonBody, Parameters, Raw};
 use crate::node::endpoints::{Order, Outcome};
 use crate::node::error::NodeError;
 
@@ -34,10 +34,12 @@ pub async fn order(
 /// Takes a piece of a state for a VM of this node.
 pub async fn state(
     State(agent): State<Agent>,
-    Path(number): Path<u64>,
-    Query(Piece { at }): Query<Piece>,
+    Path(number): Path<String>,
+    Parameters(Piece { at }): Parameters<Piece>,
     Raw(bytes): Raw,
 ) -> Result<StatusCode, ApiError> {
+    let number = number.parse();
+    let number: u64 = number.map_err(|_| ApiError::bad("the number of a move is one"))?;
     let done = agent.blocking(move |node| {
         node.endpoints().state_came(number, at, &bytes).map_err(NodeError::from)
     });

@@ -1,6 +1,17 @@
 //! Moves: what [`endpoint::moving`] wants done, done. Each has a thread at the host that the endpoint leaves.
 //!
 //! What is to be done at the destination is an [`Order`], whether that is on this node or on another.
+//!
+//! | Module | What |
+//! |---|---|
+//! | here | the controller, and the source's side |
+//! | [`destination`] | the destination's side |
+//! | [`state`] | the state on its way |
+//! | [`recovery`] | what an agent or a host that is gone has left |
+
+mod destination;
+mod recovery;
+mod state;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,8 +27,10 @@ use endpoint::name::Name;
 use endpoint::range::Range;
 use endpoint::record::{Home, Owner, Phase, Record};
 use endpoint::rights;
-use serde::{Deserialize, Serialize};
 
+pub use self::destination::Order;
+use self::destination::What;
+use self::state::State;
 use super::error::EndpointError;
 use super::guests::{Deed, Errand, Outcome, Passage};
 use super::store::Begun;
@@ -26,10 +39,6 @@ use crate::api::endpoint::{MoveInfo, MoveStep};
 
 /// Moves at a time.
 const MOST_MOVES: usize = 64;
-/// Bytes of state that one move may take.
-const MOST_STATE: usize = 64 << 20;
-/// Bytes of all states that are on their way.
-const MOST_STATES: usize = 256 << 20;
 /// How long a guest may take for an errand.
 const ERRAND_PATIENCE: Duration = Duration::from_secs(15);
 /// How long a move may take until it is decided.
@@ -40,49 +49,6 @@ const HOLD_PATIENCE: Duration = Duration::from_secs(60);
 const END_PATIENCE: Duration = Duration::from_secs(60);
 /// Between one attempt and the next.
 const PAUSE: Duration = Duration::from_millis(50);
-
-/// What the destination's host is to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
-    /// The move.
-    pub number: u64,
-    /// Of two orders of a range, the older one is not carried out after the other.
-    pub revision: u64,
-    /// Among those of one revision.
-    pub turn: u64,
-    /// The service.
-    pub service: Name,
-    /// The identifiers.
-    pub range: Range,
-    /// Where it was.
-    pub from: Home,
-    /// The VM there.
-    pub vm: String,
-    /// What.
-    pub what: What,
-    /// Bytes of the state that was sent.
-    pub bytes: u64,
-    /// The service brings its state over by itself.
-    pub stateless: bool,
-}
-
-/// What is to be done at the destination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum What {
-    /// Be ready, and hold what comes.
-    Prepare,
-    /// Take the state up.
-    Resume,
-    /// Go on.
-    Open,
-    /// Let in what was held.
-    Release,
-    /// Say on the network that it is there.
-    Announce,
-    /// Forget it.
-    Discard,
-}
 
 /// The moves of this node.
 #[derive(Debug, Default)]
@@ -97,14 +63,6 @@ pub struct Moves {
     last: Mutex<u64>,
 }
 
-/// A state: what a source has sent, for whom it is.
-#[derive(Debug, Default)]
-struct State {
-    source: Option<u64>,
-    destination: Option<u64>,
-    bytes: Vec<u8>,
-}
-
 /// A move that goes on.
 #[derive(Debug)]
 struct Active {
@@ -117,7 +75,6 @@ struct Active {
     source: Option<u64>,
     stateless: bool,
     is_lost: [AtomicBool; 2],
-    is_aborted: AtomicBool,
     reason: Mutex<Option<String>>,
 }
 
@@ -238,11 +195,9 @@ impl Endpoints {
             source: Some(source),
             stateless,
             is_lost: Default::default(),
-            is_aborted: AtomicBool::new(false),
             reason: Mutex::new(None),
         });
-        let info = self.carry_through(&active, state, actions)?;
-        Ok(info)
+        self.carry_through(&active, state, actions)
     }
 
     /// Does all of a move, on this thread.
@@ -324,9 +279,6 @@ impl Endpoints {
                     active.note(format!("the {side:?} is lost"));
                     actions.extend(state.handle(Event::Lost(side)));
                 }
-            }
-            if active.is_aborted.swap(false, Ordering::AcqRel) {
-                actions.extend(state.handle(Event::Abort));
             }
             if !is_late && since.elapsed() > MOVE_PATIENCE {
                 is_late = true;
@@ -496,7 +448,8 @@ impl Endpoints {
                 let is_next = is_moved && is_far && here == Answer::Done;
                 if is_next { far(What::Release) } else { here }
             }
-            Task::Announce => far(What::Announce),
+            // Our switches are told; networks beyond them learn of it by what the new home sends.
+            Task::Announce => Answer::Done,
             Task::Continue => self.at_source(active, Deed::Continue, Some(Passage::OPEN)),
             Task::Free => self.at_source(active, Deed::Free, None),
         }
@@ -617,326 +570,6 @@ impl Endpoints {
             _ => Answer::Done,
         }
     }
-
-    /// Does what the host that an endpoint leaves wants done here.
-    pub(super) fn obey(&self, order: &Order) -> Outcome {
-        let ticket = Ticket { revision: order.revision, number: order.turn };
-        if !self.0.moves.heed(order.range, ticket) {
-            return Outcome::Refused("a later order was carried out already".into());
-        }
-        let errand = |deed| Errand {
-            deed,
-            number: order.number,
-            service: order.service.clone(),
-            range: order.range,
-            bytes: order.bytes,
-        };
-        let vm = match self.may_serve(&order.vm, &order.service) {
-            Ok(vm) => vm,
-            Err(_) if order.what == What::Discard => return Outcome::Done,
-            Err(error) => return Outcome::Refused(error.to_string()),
-        };
-        let run = |deed| {
-            if order.stateless {
-                return Outcome::Done;
-            }
-            self.guests().run(vm, &errand(deed), ERRAND_PATIENCE, || false)
-        };
-        let pass = |passage| match self.guests().pass(vm, (&order.service, order.range), passage) {
-            Ok(()) => Outcome::Done,
-            Err(error) => Outcome::Refused(error.to_string()),
-        };
-        match order.what {
-            What::Prepare if self.is_leaving(order) => {
-                Outcome::Refused("it is still leaving this host: try again".into())
-            }
-            What::Prepare => match run(Deed::Prepare) {
-                Outcome::Done => {
-                    let mut states = lock(&self.0.moves.states);
-                    states.entry(order.number).or_default().destination = Some(vm);
-                    drop(states);
-                    if let Err(error) = self.note_coming(order) {
-                        return Outcome::Refused(error.to_string());
-                    }
-                    // What comes from the other host is led to the VM, which holds it.
-                    match pass(Some(Passage::HELD)) {
-                        Outcome::Done => match self.lead_here(order, vm) {
-                            Ok(()) => Outcome::Done,
-                            Err(error) => Outcome::Refused(error.to_string()),
-                        },
-                        other => other,
-                    }
-                }
-                other => other,
-            },
-            What::Resume => run(Deed::Resume),
-            What::Open => {
-                let speaks = Passage { may_send: true, ..Passage::HELD };
-                match pass(Some(speaks)) {
-                    Outcome::Done => match run(Deed::Open) {
-                        // Its process is gone, and the connections with it; the service is here all the same.
-                        Outcome::Refused(why) => {
-                            log::warn!("move {}: connections are lost: {why}", order.number);
-                            Outcome::Done
-                        }
-                        other => other,
-                    },
-                    other => other,
-                }
-            }
-            What::Release => self.let_in(order),
-            What::Announce => Outcome::Done,
-            What::Discard => {
-                let _ = pass(None);
-                let done = run(Deed::Discard);
-                self.came_or_not(order);
-                self.lead_back(order);
-                done
-            }
-        }
-    }
-
-    /// A move from another host begins: should that be gone, this one ends it.
-    fn note_coming(&self, order: &Order) -> Result<(), EndpointError> {
-        if order.from.host() == self.host() {
-            return Ok(());
-        }
-        let begun = Begun {
-            number: order.number,
-            service: order.service.clone(),
-            range: order.range,
-            from: order.from.clone(),
-            to: self.home(&order.vm)?,
-            stateless: order.stateless,
-        };
-        lock(&self.0.moves.coming).insert(order.range, Instant::now());
-        self.0.store.begin(begun).map_err(EndpointError::system("note the move"))
-    }
-
-    /// Whether a move of a range has not quite ended. Committed, the directory has it at home, but its guests have
-    /// not heard of that yet.
-    fn is_busy(&self, range: Range) -> bool {
-        let is_at_it = lock(&self.0.moves.active).values().any(|a| a.range.overlaps(range));
-        is_at_it || lock(&self.0.moves.coming).get(&range).is_some_and(is_fresh)
-    }
-
-    /// Whether the range that another host wants to move here has not quite left yet.
-    fn is_leaving(&self, order: &Order) -> bool {
-        let active = lock(&self.0.moves.active);
-        active.values().any(|a| a.number != order.number && a.range.overlaps(order.range))
-    }
-
-    /// Leads frames to what another host moves here to the VM.
-    fn lead_here(&self, order: &Order, vm: u64) -> Result<(), EndpointError> {
-        if order.from.host() == self.host() {
-            return Ok(());
-        }
-        let (bridge, port) = self.port_of(vm)?;
-        switches::point(&*self.0.switches.open(&bridge)?, order.range, Some(port))
-    }
-
-    /// It stays at the other host.
-    fn lead_back(&self, order: &Order) {
-        if order.from.host() != self.host()
-            && let Some(entry) = self.0.cache.find(order.range.first())
-        {
-            self.lead(&[entry.record]);
-        }
-    }
-
-    /// Whether a range comes from another host just now.
-    pub(super) fn is_coming(&self, range: Range) -> bool {
-        lock(&self.0.moves.coming).get(&range).is_some_and(is_fresh)
-    }
-
-    fn came_or_not(&self, order: &Order) {
-        if order.from.host() != self.host() {
-            lock(&self.0.moves.states).remove(&order.number);
-            lock(&self.0.moves.coming).remove(&order.range);
-            self.0.store.end(order.number);
-        }
-    }
-
-    fn let_in(&self, order: &Order) -> Outcome {
-        let vm = match self.number_of(&order.vm) {
-            Ok(vm) => vm,
-            Err(error) => return Outcome::Refused(error.to_string()),
-        };
-        match self.guests().pass(vm, (&order.service, order.range), Some(Passage::OPEN)) {
-            Ok(()) => {
-                self.came_or_not(order);
-                Outcome::Done
-            }
-            Err(error) => Outcome::Refused(error.to_string()),
-        }
-    }
-
-    /// A piece of a state from the guest that is to send it.
-    pub(super) fn state_sent(
-        &self,
-        vm: u64,
-        number: u64,
-        at: u64,
-        data: &[u8],
-    ) -> Result<(), EndpointError> {
-        let is_at = self.guests().lock().get(vm).is_some_and(|g| g.is_at(number, Deed::Stop));
-        let mut states = lock(&self.0.moves.states);
-        let state = states.get_mut(&number).filter(|state| state.source == Some(vm) && is_at);
-        let state = state.ok_or(EndpointError::Guest("the guest sends a state that none wants"))?;
-        put(&mut state.bytes, at, data)?;
-        within(&states)?;
-        drop(states);
-        if at == 0 {
-            // It stands still, all of it was read. What a timer of its kernel sends from now on would have a later
-            // clock than what the destination sends first, which the peer would then drop (RFC 7323, section 5).
-            let range = lock(&self.0.moves.active).get(&number).map(|active| active.range);
-            if let Some(range) = range {
-                self.guests().silence(vm, range);
-            }
-        }
-        Ok(())
-    }
-
-    /// A piece of a state that another host sends for a guest of this node.
-    ///
-    /// # Errors
-    /// Nobody waits for it here, or it is too long.
-    pub fn state_came(&self, number: u64, at: u64, data: &[u8]) -> Result<(), EndpointError> {
-        let mut states = lock(&self.0.moves.states);
-        let state = states.get_mut(&number).filter(|state| state.source.is_none());
-        let state =
-            state.ok_or(EndpointError::Guest("a state that none of this node waits for"))?;
-        put(&mut state.bytes, at, data)?;
-        within(&states)
-    }
-
-    /// A piece of the state for the guest that takes it up.
-    pub(super) fn state_taken(
-        &self,
-        vm: u64,
-        number: u64,
-        at: u64,
-        room: u32,
-    ) -> Result<Vec<u8>, EndpointError> {
-        let is_at = self.guests().lock().get(vm).is_some_and(|g| g.is_at(number, Deed::Resume));
-        let states = lock(&self.0.moves.states);
-        let state = states.get(&number).filter(|state| state.destination == Some(vm) && is_at);
-        let state = state.ok_or(EndpointError::Guest("no state waits for the guest"))?;
-        let at = usize::try_from(at).unwrap_or(usize::MAX);
-        let rest = state.bytes.get(at..).unwrap_or_default();
-        let most = usize::try_from(room).unwrap_or(usize::MAX);
-        Ok(rest[..rest.len().min(most)].to_vec())
-    }
-
-    /// Ends what an agent before this one has begun, or another host that is gone.
-    pub(super) fn recover(&self, record: Record, begun: Option<Begun>, is_source_lost: bool) {
-        let Some((to, _)) = record.phase.heir().map(|(to, heir)| (to.clone(), heir.clone())) else {
-            return;
-        };
-        let number = begun.as_ref().map_or_else(|| self.0.moves.number(), |begun| begun.number);
-        let source = if record.home.host() == self.host() {
-            self.number_of(record.home.port()).ok()
-        } else {
-            None
-        };
-        let is_source_lost = is_source_lost || source.is_none();
-        let active = Arc::new(Active {
-            number,
-            service: record.service.clone(),
-            range: record.range,
-            from: record.home.clone(),
-            to,
-            source,
-            stateless: begun.is_some_and(|begun| begun.stateless),
-            is_lost: [AtomicBool::new(is_source_lost), AtomicBool::new(false)],
-            is_aborted: AtomicBool::new(false),
-            reason: Mutex::new(None),
-        });
-        let Some((state, actions)) = Move::recover(record, is_source_lost, false) else { return };
-        match self.carry_through(&active, state, actions) {
-            Ok(info) => log::info!("move {} was found begun: {}", info.number, info.outcome),
-            Err(error) => log::error!("move {number} was found begun, and is not ended: {error}"),
-        }
-    }
-
-    /// Tells guests of a move that was decided what has been decided, once more.
-    pub(super) fn settle(&self, begun: &Begun) {
-        let record = self.0.cache.find(begun.range.first()).map(|entry| entry.record);
-        let home = record.filter(|record| record.range == begun.range).map(|record| record.home);
-        for (place, gone, stays) in
-            [(&begun.from, Deed::Free, Deed::Continue), (&begun.to, Deed::Discard, Deed::Open)]
-        {
-            if place.host() != self.host() {
-                continue;
-            }
-            let Ok(vm) = self.number_of(place.port()) else { continue };
-            let is_home = home.as_ref() == Some(place);
-            let passage = is_home.then_some(Passage::OPEN);
-            let told = |deed| {
-                let (service, range) = (begun.service.clone(), begun.range);
-                let errand = Errand { deed, number: begun.number, service, range, bytes: 0 };
-                self.guests().run(vm, &errand, ERRAND_PATIENCE, || false)
-            };
-            let passed = self.guests().pass(vm, (&begun.service, begun.range), passage);
-            let outcome = if begun.stateless {
-                Outcome::Done
-            } else {
-                told(if is_home { stays } else { gone })
-            };
-            log::info!("move {} at {place}: {outcome:?}, {passed:?}", begun.number);
-        }
-        self.0.store.end(begun.number);
-    }
-
-    /// What to do about moves that nobody carries on: those of this node's records, and those to it from
-    /// hosts that are gone.
-    pub(super) fn look_after(&self, is_first: bool) {
-        let begun = self.0.store.begun();
-        let records: Vec<_> = self.0.cache.list();
-        let going: Vec<Range> =
-            lock(&self.0.moves.active).values().map(|active| active.range).collect();
-        for entry in records {
-            let record = entry.record;
-            let Some((_, heir)) = record.phase.heir() else { continue };
-            let is_ours = record.owner == self.0.owner && is_first;
-            let is_heirs = *heir == self.0.owner && record.owner != self.0.owner && entry.is_orphan;
-            if (is_ours || is_heirs) && !going.contains(&record.range) {
-                let known = begun.iter().find(|begun| begun.range == record.range).cloned();
-                self.recover(record, known, is_heirs);
-            }
-        }
-        if is_first {
-            // What is left was decided; its guests may not have heard.
-            for begun in self.0.store.begun() {
-                self.settle(&begun);
-            }
-        }
-    }
-}
-
-/// Whether states do not take too much in all.
-fn within(states: &HashMap<u64, State>) -> Result<(), EndpointError> {
-    let all: usize = states.values().map(|state| state.bytes.len()).sum();
-    if all <= MOST_STATES { Ok(()) } else { Err(EndpointError::Busy(states.len())) }
-}
-
-/// Whether a host that moves something here may still be at it.
-fn is_fresh(since: &Instant) -> bool {
-    since.elapsed() < MOVE_PATIENCE + END_PATIENCE
-}
-
-/// A piece of a state, behind what is there; or the same again.
-fn put(bytes: &mut Vec<u8>, at: u64, data: &[u8]) -> Result<(), EndpointError> {
-    let at = usize::try_from(at).unwrap_or(usize::MAX);
-    if at > bytes.len() {
-        return Err(EndpointError::Guest("a piece of a state that does not follow the last"));
-    }
-    if at.saturating_add(data.len()) > MOST_STATE {
-        return Err(EndpointError::Guest("a state of more than 64 MiB"));
-    }
-    bytes.truncate(at);
-    bytes.extend_from_slice(data);
-    Ok(())
 }
 
 /// For people.
