@@ -20,6 +20,8 @@ pub struct Agent {
     pub bench: Bench,
     child: Option<Child>,
     options: Vec<String>,
+    /// Environment variables that it is started with.
+    pub environment: Vec<(String, String)>,
 }
 
 /// Whether machines can be made here at all; says so where they cannot.
@@ -45,14 +47,14 @@ impl Agent {
     /// One for a store that is there.
     pub fn with(bench: Bench, options: &[&str]) -> Self {
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut agent = Self { bench, child: None, options };
+        let mut agent = Self { bench, child: None, options, environment: Vec::new() };
         agent.start_again();
         agent
     }
 
     /// One that is still to be started, by the command that comes with it, and ended, by who starts it.
     pub fn to_be_started(bench: Bench) -> (Self, Command) {
-        let agent = Self { bench, child: None, options: Vec::new() };
+        let agent = Self { bench, child: None, options: Vec::new(), environment: Vec::new() };
         let command = agent.command();
         (agent, command)
     }
@@ -75,6 +77,7 @@ impl Agent {
         let log = File::create(self.bench.path().join("agent.log")).unwrap();
         let mut command = self.bench.vmm(&["node", "--run-dir"]);
         command.arg(self.run()).args(&self.options).stderr(log).stdout(Stdio::null());
+        command.envs(self.environment.iter().cloned());
         command
     }
 

@@ -2,7 +2,10 @@
 #![allow(dead_code, reason = "each test program uses its part of it")]
 
 pub mod agent;
+pub mod certificates;
+pub mod dhcp;
 pub mod guest;
+pub mod hang;
 pub mod node;
 pub mod ramdisk;
 pub mod trace;
@@ -31,7 +34,7 @@ pub fn is_long() -> bool {
 
 /// The program: the one that scripts/test names (the release build, for what is measured), else
 /// the one built with the tests.
-fn program() -> OsString {
+pub fn program() -> OsString {
     std::env::var_os("VMM_TEST_PROGRAM").unwrap_or_else(|| env!("CARGO_BIN_EXE_vmm").into())
 }
 

@@ -9,6 +9,7 @@ mod cluster;
 mod console;
 mod control;
 mod cost;
+mod dhcp;
 mod disk;
 mod endpoint;
 mod ends;

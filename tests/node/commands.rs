@@ -62,6 +62,24 @@ fn a_vm_is_booted_seen_stopped_and_deleted() {
 }
 
 #[test]
+fn all_are_stopped_and_deleted_in_one_command() {
+    let agent = Agent::start(&[]);
+    for name in ["a", "b", "c"] {
+        agent.hold(name);
+    }
+    agent.run(2, &["rm", "--all", "a"]);
+    agent.run(2, &["stop"]);
+    agent.text(&["stop", "--kill", "a"]);
+    // Those that live are left alone.
+    assert_eq!(agent.text(&["rm", "--all"]), "a\n");
+    assert_eq!(agent.text(&["stop", "--all", "--kill"]).lines().count(), 2);
+    agent.hold("d");
+    assert_eq!(agent.text(&["rm", "--all", "--force"]).lines().count(), 3);
+    assert_eq!(agent.text(&["ps", "--all"]).lines().count(), 1);
+    assert_eq!(agent.text(&["rm", "--all"]), "");
+}
+
+#[test]
 fn a_node_is_filled_and_drained_and_keeps_what_is_pinned() {
     let agent = Agent::start(&["--max-vms", "1"]);
     let seen = agent.text(&["node", "pull", "small", "--pin"]);

@@ -2,42 +2,16 @@
 
 use std::fs;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-
 use crate::agent::Agent;
+use crate::common::certificates::Authority;
 use crate::common::stderr;
-
-struct Authority(CertifiedIssuer<'static, KeyPair>);
-
-impl Authority {
-    fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
-    }
-
-    /// Writes a certificate for `name`, and its key.
-    fn issue(&self, folder: &std::path::Path, file: &str, name: &str) -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        let certificate = params.signed_by(&key, &self.0).unwrap().pem();
-        let write = |end: &str, text: &str| {
-            let path = folder.join(format!("{file}.{end}"));
-            fs::write(&path, text).unwrap();
-            path.display().to_string()
-        };
-        (write("pem", &certificate), write("key", &key.serialize_pem()))
-    }
-}
 
 #[test]
 fn only_clients_with_a_certificate_of_the_authority_are_served() {
     let folder = tempfile::tempdir().unwrap();
     let (authority, stranger) = (Authority::new("authority"), Authority::new("stranger"));
     let ca = folder.path().join("ca.pem");
-    fs::write(&ca, authority.0.pem()).unwrap();
+    fs::write(&ca, authority.pem()).unwrap();
     let ca = ca.to_str().unwrap();
     let (certificate, key) = authority.issue(folder.path(), "server", "127.0.0.1");
     let tls = ["--tls-cert", &certificate, "--tls-key", &key, "--tls-client-ca", ca];

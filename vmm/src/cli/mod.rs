@@ -26,6 +26,7 @@ mod start;
 mod stop;
 mod timings;
 mod top;
+mod which;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

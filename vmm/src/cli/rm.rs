@@ -3,17 +3,18 @@
 use clap::Args;
 
 use super::reach::Reach;
+use super::which::Which;
 use super::{CliError, each, print_text};
 use crate::api::{VmInfo, VmState};
 use crate::exit::Exit;
-use crate::spec::name::VmName;
 
 /// Delete VMs of the node agent: their consoles, timings and names.
+///
+/// With --all, those that have ended; with --force too, all that there are.
 #[derive(Debug, Args)]
 pub struct RmCommand {
-    /// Names of VMs.
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<VmName>,
+    #[command(flatten)]
+    which: Which,
 
     /// Those that live too: they are killed.
     #[arg(short, long)]
@@ -26,7 +27,8 @@ pub struct RmCommand {
 impl RmCommand {
     pub fn run(&self) -> Result<Exit, CliError> {
         let client = self.reach.one()?;
-        each(&self.names, |name| {
+        let is_wanted = |state| self.force || state == VmState::Ended;
+        each(&self.which.names(&client, is_wanted)?, |name| {
             let path = format!("/v1/vms/{name}");
             if !self.force {
                 let info: VmInfo = client.get(&path)?;

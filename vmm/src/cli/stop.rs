@@ -3,9 +3,10 @@
 use clap::Args;
 
 use super::reach::Reach;
+use super::which::Which;
 use super::{CliError, each, print_text};
 use crate::api::client::{Client, ClientError};
-use crate::api::{StopVm, VmInfo};
+use crate::api::{StopVm, VmInfo, VmState};
 use crate::exit::Exit;
 use crate::spec::name::VmName;
 
@@ -15,9 +16,8 @@ use crate::spec::name::VmName;
 /// it is deleted ('vmm rm').
 #[derive(Debug, Args)]
 pub struct StopCommand {
-    /// Names of VMs.
-    #[arg(required = true, value_name = "NAME")]
-    names: Vec<VmName>,
+    #[command(flatten)]
+    which: Which,
 
     /// Kill them at once.
     #[arg(short, long)]
@@ -34,7 +34,8 @@ pub struct StopCommand {
 impl StopCommand {
     pub fn run(&self) -> Result<Exit, CliError> {
         let client = self.reach.one()?;
-        each(&self.names, |name| {
+        let lives = |state| state != VmState::Ended;
+        each(&self.which.names(&client, lives)?, |name| {
             let how = StopVm { kill: self.kill };
             let _: VmInfo = client.post(&format!("/v1/vms/{name}/stop"), &how)?;
             if !self.no_wait {

@@ -4,27 +4,33 @@ use std::ops::Range;
 
 use super::{own, pagemap};
 
-/// Gives back the pages of this program's code: most of it has run once, at the start, and will not
-/// again. What runs on is mapped again as it is used, from the page cache, where all VMs share it.
+/// Gives back the pages of this program's code and constants: most of them were wanted once, at the start, and
+/// will not be again. What runs on is mapped again as it is used, from the page cache, where all VMs share it.
 pub fn release_code() {
     let Ok(maps) = own::maps() else { return };
     for (start, length) in maps.lines().filter_map(code) {
         let address = std::ptr::with_exposed_provenance_mut(start);
-        // SAFETY: a mapping of a file that is executable and not writable was never written, so its
-        // pages hold nothing but the file's bytes, and are read in again when they are wanted.
+        // SAFETY: a mapping of a file that cannot be written, and was not before (see `code`), has pages that
+        // hold nothing but the file's bytes, and are read in again when they are wanted.
         unsafe { libc::madvise(address, length, libc::MADV_DONTNEED) };
     }
 }
 
-/// Start and length of a line of `/proc/self/maps`, if it is code of a file.
+/// Start and length of a line of `/proc/self/maps`, if it is code of a file, or the start of one, where its
+/// headers and constants are. Others that cannot be written may have been, before: what is relocated.
 fn code(line: &str) -> Option<(usize, usize)> {
     let mut words = line.split_ascii_whitespace();
-    let (range, access) = (words.next()?, words.next()?);
-    let file = words.nth(3)?;
+    let (range, access, offset) = (words.next()?, words.next()?, words.next()?);
+    let file = words.nth(2)?;
     let (start, end) = range.split_once('-')?;
     let start = usize::from_str_radix(start, 16).ok()?;
     let end = usize::from_str_radix(end, 16).ok()?;
-    (access == "r-xp" && file.starts_with('/')).then_some((start, end.checked_sub(start)?))
+    let is_code = match access {
+        "r-xp" => true,
+        "r--p" => offset.bytes().all(|digit| digit == b'0'),
+        _ => false,
+    };
+    (is_code && file.starts_with('/')).then_some((start, end.checked_sub(start)?))
 }
 
 /// Bytes of memory that this process takes now, without what is mapped in `except`; of pages that it shares
@@ -46,9 +52,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn code_is_what_is_executable_and_of_a_file() {
-        let line = "5000-9000 r-xp 00001000 08:01 77    /usr/bin/vmm";
-        assert_eq!(code(line), Some((0x5000, 0x4000)));
+    fn code_is_of_a_file_and_was_never_written() {
+        for line in [
+            "5000-9000 r-xp 00001000 08:01 77    /usr/bin/vmm",
+            "5000-9000 r--p 00000000 08:01 77    /usr/bin/vmm",
+        ] {
+            assert_eq!(code(line), Some((0x5000, 0x4000)), "{line}");
+        }
         for other in [
             "5000-9000 rwxp 00001000 08:01 77    /usr/bin/vmm",
             "5000-9000 r--p 00001000 08:01 77    /usr/bin/vmm",

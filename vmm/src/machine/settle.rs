@@ -23,6 +23,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::mapped::{MappedError, MappedPart, Replacement};
 use super::running::RunningVcpus;
+use crate::host::footprint;
 use crate::jail::{ThreadKind, seal_or_end};
 
 /// So many bytes are copied between two pauses. Each pause costs an exit for each vCPU, and what
@@ -188,6 +189,8 @@ impl Settling {
         } else if self.settled.settled_bytes == self.settled.mapped_bytes {
             self.settled.settled_ms = Some(milliseconds(self.begun.elapsed()));
             self.parts.clear();
+            // Of what runs on, nothing has to do with it.
+            footprint::release_code();
         }
     }
 

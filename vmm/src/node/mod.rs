@@ -18,6 +18,7 @@ pub mod events;
 mod group;
 pub mod http;
 pub mod launch;
+pub mod moment;
 pub mod options;
 pub mod pool;
 mod recover;

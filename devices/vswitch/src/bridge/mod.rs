@@ -12,6 +12,7 @@
 //!
 //! What it cannot tell: how many frames it forwarded or held, and how many it dropped because of their sender.
 
+pub mod announce;
 pub mod links;
 pub mod netlink;
 
@@ -20,6 +21,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
+use endpoint::vid::Vid;
 use netlink_packet_route::link::{BridgePortState, InfoBridgePort};
 
 use self::netlink::Route;
@@ -115,6 +117,16 @@ impl BridgeSwitch {
             plane.tunnel = plane.tunnel.filter(|tunnel| *tunnel != index);
             Ok(())
         })
+    }
+
+    /// Says on the networks of the bridge that these identifiers are here now, so that switches there which
+    /// are not ours know it too; of the first 256 of them.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn announce(&self, vids: impl Iterator<Item = Vid>) -> Result<(), PlaneError> {
+        let bridge = self.with_plane(|plane| plane.bridge);
+        announce::announce(bridge, vids)
     }
 
     /// Sends what is for groups, and all, to the host with this tunnel endpoint too.

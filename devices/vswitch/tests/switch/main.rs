@@ -2,6 +2,7 @@
 //! namespaces.
 #![allow(clippy::unwrap_used)]
 
+mod announce;
 mod conformance;
 mod crashes;
 mod load;

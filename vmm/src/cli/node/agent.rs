@@ -17,6 +17,7 @@ use crate::node::Node;
 use crate::node::http::options::HttpOptions;
 use crate::node::http::server::Server;
 use crate::node::http::trace::Tracer;
+use crate::node::moment;
 use crate::node::options::NodeOptions;
 
 /// How the agent is set up.
@@ -52,6 +53,7 @@ impl AgentOptions {
 
     pub fn run(&self, store: &StoreOptions) -> Result<Exit, CliError> {
         allow_many_files();
+        moment::prepare();
         let trace = self.trace.as_ref().map(|file| {
             let source = |source| CliError::Output { what: file.display().to_string(), source };
             Tracer::open(file).map_err(source)

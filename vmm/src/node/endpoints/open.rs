@@ -110,12 +110,16 @@ impl Endpoints {
 
     /// The VMs of an agent before this one are connected: what was left of its moves is ended.
     pub fn begin(&self) {
+        self.aside(|this| this.look_after(true));
+    }
+
+    /// Does something for moves that may take its time.
+    fn aside(&self, deed: impl FnOnce(&Self) + Send + 'static) {
         let this = self.clone();
-        let spawned = thread::Builder::new()
-            .name("endpoint-moves".into())
-            .spawn(move || this.look_after(true));
+        let spawned =
+            thread::Builder::new().name("endpoint-moves".into()).spawn(move || deed(&this));
         if let Err(error) = spawned {
-            log::error!("moves of the agent before this one are not ended: {error}");
+            log::error!("moves that were left are not ended: {error}");
         }
     }
 
@@ -222,12 +226,18 @@ impl Endpoints {
 /// Until the endpoints are dropped.
 fn watch(inner: &Weak<Inner>, is_own: bool) {
     let mut followed = None;
-    let mut told = Instant::now();
+    let (mut told, mut looked) = (Instant::now(), Instant::now());
     loop {
         let Some(this) = inner.upgrade().map(Endpoints) else { return };
         if !is_own && told.elapsed() >= EXTEND {
             told = Instant::now();
             this.0.guests.extend(this.0.keeper.remaining());
+        }
+        if looked.elapsed() >= EXTEND {
+            looked = Instant::now();
+            if this.has_some_left() {
+                this.aside(Endpoints::end_what_is_left);
+            }
         }
         let updates = followed.get_or_insert_with(|| this.0.cache.follow());
         // Not kept alive while it is waited.
@@ -240,7 +250,9 @@ fn watch(inner: &Weak<Inner>, is_own: bool) {
                 this.lead(&put);
                 this.mislead(&removed);
             }
-            Ok(Update::Owner { is_alive: false, .. }) => this.look_after(false),
+            Ok(Update::Owner { is_alive: false, .. }) => {
+                this.aside(|this| this.look_after(false));
+            }
             Ok(Update::Owner { .. }) | Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => {
                 // It was too slow, or the directory is gone for good.

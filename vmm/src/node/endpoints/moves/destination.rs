@@ -13,6 +13,7 @@ use super::super::guests::{Deed, Errand, Outcome, Passage};
 use super::super::store::Begun;
 use super::super::{Endpoints, switches};
 use super::{END_PATIENCE, ERRAND_PATIENCE, MOVE_PATIENCE, lock};
+use crate::node::moment;
 
 /// What the destination's host is to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,8 +52,23 @@ pub enum What {
     Open,
     /// Let in what was held.
     Release,
+    /// Tell networks beyond our switches that it is here.
+    Announce,
     /// Forget it.
     Discard,
+}
+
+impl What {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Prepare => "prepare",
+            Self::Resume => "resume",
+            Self::Open => "open",
+            Self::Release => "release",
+            Self::Announce => "announce",
+            Self::Discard => "discard",
+        }
+    }
 }
 
 impl Endpoints {
@@ -62,6 +78,7 @@ impl Endpoints {
         if !self.0.moves.heed(order.range, ticket) {
             return Outcome::Refused("a later order was carried out already".into());
         }
+        moment::before("order", order.what.name());
         let errand = |deed| Errand {
             deed,
             number: order.number,
@@ -123,6 +140,13 @@ impl Endpoints {
                 }
             }
             What::Release => self.let_in(order),
+            What::Announce => {
+                // Those networks learn it too from what the new home sends.
+                if let Err(error) = self.announce_here(order, vm) {
+                    log::warn!("move {}: {error}", order.number);
+                }
+                Outcome::Done
+            }
             What::Discard => {
                 let _ = pass(None);
                 let done = run(Deed::Discard);
@@ -170,6 +194,11 @@ impl Endpoints {
         }
         let (bridge, port) = self.port_of(vm)?;
         switches::point(&*self.0.switches.open(&bridge)?, order.range, Some(port))
+    }
+
+    fn announce_here(&self, order: &Order, vm: u64) -> Result<(), EndpointError> {
+        let (bridge, _) = self.port_of(vm)?;
+        Ok(self.0.switches.open(&bridge)?.announce(switches::vids(order.range))?)
     }
 
     /// It stays at the other host.

@@ -36,6 +36,7 @@ use super::guests::{Deed, Errand, Outcome, Passage};
 use super::store::Begun;
 use super::{Endpoints, Selection, count, switches};
 use crate::api::endpoint::{MoveInfo, MoveStep};
+use crate::node::moment;
 
 /// Moves at a time.
 const MOST_MOVES: usize = 64;
@@ -58,6 +59,8 @@ pub struct Moves {
     states: Mutex<HashMap<u64, State>>,
     /// Ranges that come from other hosts, since when.
     coming: Mutex<HashMap<Range, Instant>>,
+    /// Since when moves that nobody carries on are decided, by number.
+    decided: Mutex<HashMap<u64, Instant>>,
     /// The last order of each range.
     heeded: Mutex<HashMap<Range, Ticket>>,
     last: Mutex<u64>,
@@ -239,6 +242,7 @@ impl Endpoints {
         let (mut steps, mut held) = (Vec::new(), None::<Instant>);
         let mut held_us = 0;
         let (mut is_late, mut decided) = (false, None::<Instant>);
+        let mut looked = false;
         let mut told_lost = [false; 2];
         while state.outcome().is_none() {
             let mut next = Vec::new();
@@ -246,10 +250,16 @@ impl Endpoints {
                 match action {
                     Action::Do(ticket, task) => {
                         let name = name(&task);
+                        // What is asked for again and again is not asked for at once again.
+                        if matches!(task, Task::Look) && looked {
+                            thread::sleep(PAUSE);
+                        }
+                        looked |= matches!(task, Task::Look);
                         let started = Instant::now();
                         if matches!(task, Task::Hold) {
                             held = Some(started);
                         }
+                        moment::before("move", name);
                         let answer = self.perform(active, &state, ticket, task.clone());
                         steps.push(MoveStep { name: name.to_owned(), us: micros(started) });
                         if matches!(task, Task::Release) && answer == Answer::Done {
@@ -448,8 +458,7 @@ impl Endpoints {
                 let is_next = is_moved && is_far && here == Answer::Done;
                 if is_next { far(What::Release) } else { here }
             }
-            // Our switches are told; networks beyond them learn of it by what the new home sends.
-            Task::Announce => Answer::Done,
+            Task::Announce => far(What::Announce),
             Task::Continue => self.at_source(active, Deed::Continue, Some(Passage::OPEN)),
             Task::Free => self.at_source(active, Deed::Free, None),
         }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use endpoint::moving::Move;
 use endpoint::range::Range;
@@ -11,6 +12,9 @@ use super::super::Endpoints;
 use super::super::guests::{Deed, Errand, Outcome, Passage};
 use super::super::store::Begun;
 use super::{Active, ERRAND_PATIENCE, lock};
+
+/// How long it may take until a move that was decided goes on.
+const ORDER_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Endpoints {
     /// Ends what an agent before this one has begun, or another host that is gone.
@@ -48,10 +52,21 @@ impl Endpoints {
         }
     }
 
-    /// Tells guests of a move that was decided what has been decided, once more.
-    pub(in super::super) fn settle(&self, begun: &Begun) {
-        let record = self.0.cache.find(begun.range.first()).map(|entry| entry.record);
-        let home = record.filter(|record| record.range == begun.range).map(|record| record.home);
+    /// Tells guests of this node of a move that was decided what has been decided, once more; nothing as
+    /// long as the directory, which knows what that is, does not answer.
+    fn settle(&self, begun: &Begun) {
+        let record = match self.0.directory.find(begun.range.first()) {
+            Ok(entry) => entry.map(|entry| entry.record),
+            Err(error) => {
+                log::debug!("move {}: {error}", begun.number);
+                return;
+            }
+        };
+        let record = record.filter(|record| record.range == begun.range);
+        if record.as_ref().is_some_and(|record| record.phase.heir().is_some()) {
+            return;
+        }
+        let home = record.as_ref().map(|record| &record.home);
         for (place, gone, stays) in
             [(&begun.from, Deed::Free, Deed::Continue), (&begun.to, Deed::Discard, Deed::Open)]
         {
@@ -59,7 +74,7 @@ impl Endpoints {
                 continue;
             }
             let Ok(vm) = self.number_of(place.port()) else { continue };
-            let is_home = home.as_ref() == Some(place);
+            let is_home = home == Some(place);
             let passage = is_home.then_some(Passage::OPEN);
             let told = |deed| {
                 let (service, range) = (begun.service.clone(), begun.range);
@@ -74,7 +89,43 @@ impl Endpoints {
             };
             log::info!("move {} at {place}: {outcome:?}, {passed:?}", begun.number);
         }
+        lock(&self.0.moves.states).remove(&begun.number);
+        lock(&self.0.moves.coming).remove(&begun.range);
         self.0.store.end(begun.number);
+        if let Some(record) = record {
+            self.lead(&[record]);
+        }
+    }
+
+    /// Ends moves that were decided, but that nobody carries on: an agent that is killed between its commit and its
+    /// next order leaves it to that of the other host to open what is there now.
+    pub(in super::super) fn end_what_is_left(&self) {
+        // One at a time: guests may take long to answer.
+        let Ok(mut decided) = self.0.moves.decided.try_lock() else { return };
+        let begun = self.0.store.begun();
+        decided.retain(|number, _| begun.iter().any(|begun| begun.number == *number));
+        for begun in begun {
+            let is_active = lock(&self.0.moves.active).contains_key(&begun.number);
+            let entry = self.0.cache.find(begun.range.first());
+            let is_moving = entry.is_some_and(|entry| {
+                entry.record.range == begun.range && entry.record.phase.heir().is_some()
+            });
+            if is_active || is_moving {
+                decided.remove(&begun.number);
+                continue;
+            }
+            let since = decided.entry(begun.number).or_insert_with(Instant::now);
+            if since.elapsed() > ORDER_PATIENCE {
+                log::warn!("move {} was decided, and nobody ends it", begun.number);
+                self.settle(&begun);
+            }
+        }
+    }
+
+    /// Whether there may be any.
+    pub(in super::super) fn has_some_left(&self) -> bool {
+        let active = lock(&self.0.moves.active);
+        self.0.store.begun().iter().any(|begun| !active.contains_key(&begun.number))
     }
 
     /// What to do about moves that nobody carries on: those of this node's records, and those to it from
