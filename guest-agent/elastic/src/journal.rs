@@ -178,7 +178,7 @@ fn replay(from: &mut impl Read) -> Recovered {
             }
             (ADOPT, Step::Begin { range, .. }) => {
                 prepared.remove(&id);
-                recovered.objects.take(range);
+                recovered.objects.leave(range);
                 recovered.objects.adopt(staged.remove(&id).unwrap_or_default(), 0);
             }
             (DROP, Step::Abort) => {
@@ -186,7 +186,7 @@ fn replay(from: &mut impl Read) -> Recovered {
                 staged.remove(&id);
             }
             (DISCARD, Step::Begin { range, .. }) => {
-                recovered.objects.take(range);
+                recovered.objects.leave(range);
             }
             _ => break,
         }
@@ -225,7 +225,8 @@ mod tests {
     use crate::range::Key;
 
     fn write(name: &str, value: Option<&'static [u8]>, seq: u64) -> Record {
-        let session = Session { id: 9, seq, existed: false };
+        let session =
+            Session { id: 9, seq, existed: false, wrote: Some(Key::of(name.as_bytes()).id()) };
         Record::Write(Key::of(name.as_bytes()), value.map(Bytes::from_static), session)
     }
 

@@ -264,7 +264,7 @@ pub struct Limits {
     pub freeze: u64,
     /// A target that hears nothing for so long forgets what it has, or looks up whose it is.
     pub silence: u64,
-    /// Bytes of values in a chunk.
+    /// Bytes of a chunk on the wire; one object may be more.
     pub chunk: usize,
     /// Chunks in flight.
     pub window: u64,
@@ -277,7 +277,7 @@ impl Default for Limits {
             patience: 10_000,
             freeze: 2000,
             silence: 5000,
-            chunk: 1 << 20,
+            chunk: 2 << 20,
             window: 8,
         }
     }
@@ -361,7 +361,7 @@ impl Node {
                 .collect();
         }
         for range in others {
-            if !node.objects.take(range).is_empty() {
+            if node.objects.leave(range) {
                 node.record(Record::Discard(range));
             }
         }
@@ -532,14 +532,14 @@ impl Node {
         };
         let existed = match self.objects.session(session) {
             // An old request that the network kept: its client has its answer.
-            Some(last) if seq < last.seq => return,
+            Some(last) if last.is_past(seq) => return,
             Some(last) if seq == last.seq => last.existed,
             _ if !self.objects.admits(session, self.now) => {
                 return self.send_answer(origin, session, seq, Outcome::Busy);
             }
             _ => {
                 let existed = self.objects.set(key.clone(), value.clone());
-                let written = Session { id: session, seq, existed };
+                let written = Session { id: session, seq, existed, wrote: Some(id) };
                 self.objects.remember(written, self.now);
                 for source in self.sources.values_mut() {
                     source.wrote(&key, session);

@@ -16,7 +16,9 @@ pub const SESSION_IDLE: u64 = 600_000;
 /// The last write of a session: a client that makes one request at a time.
 ///
 /// A write that arrives again is answered again and not done again: between the two another client may have
-/// written, and that write would be lost.
+/// written, and that write would be lost. This is known where the written object is, and goes with it. Where it
+/// is not, all that is known is that what the session asked before is over: who answered for a write that is only
+/// in a copy elsewhere would answer for one that may be lost with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Session {
     /// The client's number for itself.
@@ -25,6 +27,30 @@ pub struct Session {
     pub seq: u64,
     /// Whether the object existed before it: the answer.
     pub existed: bool,
+    /// The identifier of what it wrote; none if that is elsewhere, and `seq` is the last request that is over.
+    pub wrote: Option<u64>,
+}
+
+impl Session {
+    /// What of it is known where `range` is, and nothing else.
+    #[must_use]
+    pub(super) fn with(self, range: Range) -> Self {
+        match self.wrote {
+            Some(id) if !range.contains(id) => self.without(),
+            _ => self,
+        }
+    }
+
+    /// What of it is known where the written object is not.
+    fn without(self) -> Self {
+        // It asks one thing after the other.
+        Self { seq: self.seq.saturating_sub(1), existed: false, wrote: None, ..self }
+    }
+
+    /// Whether nobody waits any more for the answer to request `seq`.
+    pub(super) fn is_past(&self, seq: u64) -> bool {
+        seq < self.seq || seq == self.seq && self.wrote.is_none()
+    }
 }
 
 /// Objects with their keys, and sessions.
@@ -72,7 +98,7 @@ impl Objects {
     /// Keeps the later write of a session.
     pub fn remember(&mut self, session: Session, now: u64) {
         let kept = self.sessions.entry(session.id).or_insert((session, now));
-        if session.seq >= kept.0.seq {
+        if (session.seq, session.wrote.is_some()) >= (kept.0.seq, kept.0.wrote.is_some()) {
             *kept = (session, now);
         }
     }
@@ -90,13 +116,25 @@ impl Objects {
     }
 
     /// Removes and returns what is in `range`.
-    pub fn take(&mut self, range: Range) -> BTreeMap<Key, Bytes> {
+    fn take(&mut self, range: Range) -> BTreeMap<Key, Bytes> {
         let mut taken = self.by_key.split_off(&Key::lowest(range.first()));
         if let Some(next) = range.last().checked_add(1) {
             let mut rest = taken.split_off(&Key::lowest(next));
             self.by_key.append(&mut rest);
         }
         taken
+    }
+
+    /// Removes what is in `range`, because it is another's; whether there was anything.
+    pub fn leave(&mut self, range: Range) -> bool {
+        let mut any = !self.take(range).is_empty();
+        for (session, _) in self.sessions.values_mut() {
+            if session.wrote.is_some_and(|id| range.contains(id)) {
+                *session = session.without();
+                any = true;
+            }
+        }
+        any
     }
 
     /// Adds what was received of a range of which there is nothing here.
@@ -119,5 +157,33 @@ impl Objects {
     /// All objects.
     pub fn iter(&self) -> impl Iterator<Item = (&Key, &Bytes)> {
         self.by_key.iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+
+    #[test]
+    fn a_write_is_known_where_its_object_is() {
+        let (low, high) = Range::ALL.halves().unwrap();
+        let mut objects = Objects::default();
+        let written = Session { id: 1, seq: 7, existed: true, wrote: Some(low.first()) };
+        objects.remember(written, 0);
+        assert_eq!(written.with(low), written);
+        let elsewhere = written.with(high);
+        assert!(elsewhere.is_past(6) && !elsewhere.is_past(7), "7 may be lost with its object");
+        assert_eq!(elsewhere.with(low), elsewhere, "what is over stays over");
+
+        assert!(!objects.leave(high));
+        assert_eq!(objects.session(1), Some(written));
+        assert!(objects.leave(low));
+        assert_eq!(objects.session(1), Some(elsewhere));
+        objects.remember(Session { seq: 6, wrote: Some(0), ..written }, 0);
+        assert_eq!(objects.session(1).unwrap().wrote, Some(0), "an answer is more than none");
+        objects.remember(elsewhere, 0);
+        assert_eq!(objects.session(1).unwrap().wrote, Some(0));
     }
 }

@@ -11,8 +11,15 @@ use crate::{Peer, TransferId};
 
 /// With so many keys left to be sent the range is frozen: they are sent in less than a round trip or two.
 const FEW: usize = 512;
+/// And with so many chunks on their way: nobody is to wait for more than a part of the window.
+const FEW_CHUNKS: u64 = 2;
 /// Entries of one chunk.
 const CHUNK_ENTRIES: usize = 4096;
+/// Bytes that a frame has for a chunk apart from what is in it, for each session, and for each object apart
+/// from name and value.
+const CHUNK: usize = 64;
+const SESSION: usize = 26;
+const OBJECT: usize = 9;
 
 /// How far it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -141,27 +148,32 @@ impl Source {
         let mut sent = Sent { keys: Vec::new(), sessions: Vec::new(), whole: None };
         while sent.sessions.len() < CHUNK_ENTRIES {
             let Some(id) = self.dirty_sessions.pop_first() else { break };
-            chunk.sessions.extend(objects.session(id));
+            chunk.sessions.extend(objects.session(id).map(|session| session.with(self.range)));
             sent.sessions.push(id);
         }
-        let mut room = bytes;
-        while sent.keys.len() < CHUNK_ENTRIES && room > 0 {
-            let key = match self.dirty.pop_first() {
-                Some(key) => key,
+        // The limit is for all of the frame, so that it fills pages and does not just begin one.
+        let mut room = bytes.saturating_sub(sent.sessions.len() * SESSION + CHUNK);
+        while sent.keys.len() < CHUNK_ENTRIES {
+            let key = match self.dirty.first() {
+                Some(key) => key.clone(),
                 None if self.passed => break,
                 None => {
                     let Some(key) = objects.next(self.range, self.cursor.as_ref()) else {
                         self.passed = true;
                         break;
                     };
-                    self.cursor = Some(key.clone());
                     key.clone()
                 }
             };
             let value = objects.get(&key).cloned();
-            room = room.saturating_sub(
-                value.as_ref().map_or(0, bytes::Bytes::len) + key.name().len() + 16,
-            );
+            let size = value.as_ref().map_or(0, bytes::Bytes::len) + key.name().len() + OBJECT;
+            if size > room && !sent.keys.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(size);
+            if !self.dirty.remove(&key) {
+                self.cursor = Some(key.clone());
+            }
             chunk.objects.push((key.clone(), value));
             sent.keys.push(key);
         }
@@ -447,7 +459,11 @@ impl Node {
             self.actions.push(Action::Send(peer, super::Message::Transfer(id, Step::Chunk(chunk))));
         }
         match (source.kind, source.phase) {
-            (Kind::Move, Phase::Copying) if source.passed && source.dirty.len() <= FEW => {
+            (Kind::Move, Phase::Copying)
+                if source.passed
+                    && source.dirty.len() <= FEW
+                    && source.in_flight() <= FEW_CHUNKS =>
+            {
                 source.phase = Phase::Frozen { since: now, finished: false };
                 self.pump(id);
             }
@@ -542,7 +558,7 @@ impl Node {
 
     fn leave(&mut self, range: Range) {
         self.disown(range);
-        self.objects.take(range);
+        self.objects.leave(range);
         self.record(Record::Discard(range));
     }
 }

@@ -193,6 +193,8 @@ impl Node {
             (_, Reply::Unknown) => {}
             (Ask::Promote { .. }, Reply::Done(epoch)) => self.adopt(id, Some(epoch)),
             (_, Reply::Is { home, epoch }) if home == Some(self.me) => self.adopt(id, Some(epoch)),
+            // It may be from before the promotion, of which only its own answer tells.
+            (Ask::Lookup { .. }, Reply::Is { .. }) if target.promoting => {}
             // As it was when the transfer began: the commit may still come, but a promotion was refused.
             (Ask::Lookup { .. }, Reply::Is { home, epoch })
                 if home == Some(id.source) && epoch <= target.epoch => {}
@@ -231,7 +233,7 @@ impl Node {
         self.targets
             .retain(|_, other| other.kind == Kind::Move || !other.range.overlaps(target.range));
         // Nothing of it can be here, but what an old life left.
-        self.objects.take(target.range);
+        self.objects.leave(target.range);
         self.objects.adopt(target.staged, self.now);
         self.record(Record::Adopt(id, target.range));
         self.tell(id.source, id, Step::Adopted);
@@ -249,5 +251,32 @@ impl Node {
         for (origin, request) in target.held.requests {
             self.forward(id.source, origin, request);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+
+    use super::*;
+    use crate::Peer;
+    use crate::node::{Limits, Message, Recovered};
+
+    #[test]
+    fn a_lookup_from_before_a_promotion_does_not_end_it() {
+        let (range, source) = (Range::ALL, Peer(1));
+        let id = TransferId { source, life: 1, number: 1 };
+        let mut node = Node::new(Peer(2), 2, Vec::new(), Recovered::default(), Limits::default());
+        let begin = Step::Begin { kind: Kind::Mirror, range, epoch: 3 };
+        node.message(source, Message::Transfer(id, begin));
+        let chunk = Chunk { round: 1, whole: true, ..Chunk::default() };
+        node.message(source, Message::Transfer(id, Step::Chunk(chunk)));
+        node.promote(range).unwrap();
+        // A part of the range has got a new epoch since.
+        let before = Reply::Is { home: Some(source), epoch: 4 };
+        node.routed(&Ask::Lookup { transfer: id, range }, before);
+        let promote = Ask::Promote { transfer: id, range, from: source, to: Peer(2) };
+        node.routed(&promote, Reply::Done(5));
+        assert_eq!(node.owned(), [(range, 5)]);
     }
 }

@@ -2,7 +2,7 @@
 
 use bytes::{Buf, Bytes};
 
-use super::{COPIED, FRAME_MAX, Frame, HEADER, MAGIC, VALUE_MAX, WireError};
+use super::{FRAME_MAX, Frame, HEADER, KEPT, MAGIC, VALUE_MAX, WireError};
 use crate::node::{Chunk, Kind, Message, Op, Origin, Outcome, Request, Session, Step};
 use crate::range::{Key, NAME_MAX, Range};
 use crate::{Peer, TransferId};
@@ -25,7 +25,7 @@ pub fn header(bytes: [u8; HEADER]) -> Result<(u8, usize), WireError> {
 /// # Errors
 /// When it is not exactly one frame.
 pub fn decode(kind: u8, body: Bytes) -> Result<Frame, WireError> {
-    let mut reader = Reader(body);
+    let mut reader = Reader { least: body.len() / KEPT, rest: body };
     let frame = match kind {
         1 => {
             if reader.array::<8>("the protocol").ok() != Some(MAGIC) {
@@ -57,19 +57,23 @@ pub fn decode(kind: u8, body: Bytes) -> Result<Frame, WireError> {
         7 => Frame::Command(reader.bytes("a command", 1 << 20)?),
         _ => return Err(WireError::Kind(kind, "frame")),
     };
-    match reader.0.len() {
+    match reader.rest.len() {
         0 => Ok(frame),
         rest => Err(WireError::Long(rest)),
     }
 }
 
 /// What was not yet read of a body.
-struct Reader(Bytes);
+struct Reader {
+    rest: Bytes,
+    /// Values below this are copied.
+    least: usize,
+}
 
 impl Reader {
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], WireError> {
-        let array = *self.0.first_chunk::<N>().ok_or(WireError::Short(what))?;
-        self.0.advance(N);
+        let array = *self.rest.first_chunk::<N>().ok_or(WireError::Short(what))?;
+        self.rest.advance(N);
         Ok(array)
     }
 
@@ -96,7 +100,7 @@ impl Reader {
     /// How many follow, each of which has at least `least` bytes.
     fn count(&mut self, what: &'static str, least: usize) -> Result<usize, WireError> {
         let count = usize::try_from(self.u32(what)?).unwrap_or(usize::MAX);
-        if count > self.0.len() / least { Err(WireError::Short(what)) } else { Ok(count) }
+        if count > self.rest.len() / least { Err(WireError::Short(what)) } else { Ok(count) }
     }
 
     fn bytes(&mut self, what: &'static str, max: usize) -> Result<Bytes, WireError> {
@@ -104,11 +108,11 @@ impl Reader {
         if length > max {
             return Err(WireError::Large(length, what, max));
         }
-        if length > self.0.len() {
+        if length > self.rest.len() {
             return Err(WireError::Short(what));
         }
-        let bytes = self.0.split_to(length);
-        Ok(if length < COPIED { Bytes::copy_from_slice(&bytes) } else { bytes })
+        let bytes = self.rest.split_to(length);
+        Ok(if length < self.least { Bytes::copy_from_slice(&bytes) } else { bytes })
     }
 
     fn option(&mut self) -> Result<Option<Bytes>, WireError> {
@@ -121,8 +125,8 @@ impl Reader {
             return Err(WireError::Large(length, "a name", NAME_MAX));
         }
         // The identifier is computed, not believed.
-        let key = Key::of(self.0.get(..length).ok_or(WireError::Short("a name"))?);
-        self.0.advance(length);
+        let key = Key::of(self.rest.get(..length).ok_or(WireError::Short("a name"))?);
+        self.rest.advance(length);
         Ok(key)
     }
 
@@ -168,11 +172,13 @@ impl Reader {
             3 => {
                 let (round, number) = (self.u32("a chunk")?, self.u64("a chunk")?);
                 let whole = self.flag("a chunk")?;
-                let count = self.count("sessions", 17)?;
+                let count = self.count("sessions", 26)?;
                 let mut sessions = Vec::with_capacity(count);
                 for _ in 0..count {
                     let (id, seq) = (self.u64("a session")?, self.u64("a session")?);
-                    sessions.push(Session { id, seq, existed: self.flag("a session")? });
+                    let (existed, known) = (self.flag("a session")?, self.flag("a session")?);
+                    let wrote = Some(self.u64("a session")?).filter(|_| known);
+                    sessions.push(Session { id, seq, existed, wrote });
                 }
                 let count = self.count("objects", 5)?;
                 // An entry in memory is larger than the least on the wire.

@@ -15,15 +15,16 @@ use crate::node::{Kind, Message, Op, Origin, Outcome, Request, Step};
 use crate::range::{EmptyRange, Key};
 
 /// The first bytes of a stream: the protocol and its version.
-const MAGIC: [u8; 8] = *b"elastic\x01";
+const MAGIC: [u8; 8] = *b"elastic\x02";
 /// A value has at most so many bytes.
 pub const VALUE_MAX: usize = 8 << 20;
 /// A frame has at most so many bytes behind its header: a chunk with the largest value as its last.
 pub const FRAME_MAX: usize = 24 << 20;
 /// Kind and length.
 pub const HEADER: usize = 5;
-/// A value that is shorter is copied out of its frame, so that it does not keep the whole frame in memory.
-const COPIED: usize = 64 << 10;
+/// A value that is a smaller part of its frame is copied out of it, so that it does not keep all of the frame in
+/// memory: what is kept is at most so many times what is used.
+const KEPT: usize = 32;
 
 /// What is said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -258,6 +259,8 @@ impl Encoded {
                     self.last.put_u64_le(session.id);
                     self.last.put_u64_le(session.seq);
                     self.flag(session.existed);
+                    self.flag(session.wrote.is_some());
+                    self.last.put_u64_le(session.wrote.unwrap_or(0));
                 }
                 self.count(chunk.objects.len());
                 for (key, value) in &chunk.objects {
@@ -321,8 +324,8 @@ mod tests {
     }
 
     fn step() -> impl Strategy<Value = Step> {
-        let session = (any::<u64>(), any::<u64>(), any::<bool>())
-            .prop_map(|(id, seq, existed)| Session { id, seq, existed });
+        let session = (any::<u64>(), any::<u64>(), any::<bool>(), any::<Option<u64>>())
+            .prop_map(|(id, seq, existed, wrote)| Session { id, seq, existed, wrote });
         let objects = vec((key(), proptest::option::of(value())), 0..5);
         prop_oneof![
             (any::<bool>(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
