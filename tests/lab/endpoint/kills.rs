@@ -229,10 +229,20 @@ impl Scene {
         assert_eq!(self.home(), source);
         let agent = &self.hosts[source].agent;
         let words = ["endpoint", "move", "web", "--to", to, "--json"];
-        let mut asker = agent.vmm(&words);
-        let mut asker = asker.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let ask = || {
+            let mut asker = agent.vmm(&words);
+            asker.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        };
+        let mut asker = ask();
         let now = format!("move: now {step}");
-        patiently(agent, &now, |agent| agent.log().contains(&now));
+        patiently(agent, &now, |agent| {
+            let is_there = agent.log().contains(&now);
+            // It is refused while a client comes or goes just then.
+            if !is_there && asker.try_wait().unwrap().is_some() {
+                asker = ask();
+            }
+            is_there
+        });
         let begun = Instant::now();
         match victim {
             Victim::Source | Victim::Destination => {

@@ -34,7 +34,9 @@ impl Service for Home {
             other => {
                 self.server.tell(Order::GoOn(stopped));
                 match other {
-                    Ok(count) => Err(format!("{count} connections are not accepted yet")),
+                    Ok(count) => Err(format!(
+                        "{count} connections are not accepted yet, or have not quite ended: try again"
+                    )),
                     Err(error) => Err(format!("connections cannot be counted: {error}")),
                 }
             }

@@ -1,5 +1,6 @@
-//! Connections of a service that its server does not have yet: they are in the listener's queue, or their handshake is
-//! under way. They would be left behind by a move, and their clients reset.
+//! Connections of a service that its server does not have yet, or has no more. Of the former, in the listener's queue
+//! or in the middle of their handshake, a move would leave the clients reset. The latter the kernel ends by itself, when the
+//! peer has the last bytes: a move would leave their clients waiting for these.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,9 +10,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 /// States that clients take for a connection: established, half of a handshake, closed by the client (`TCP_ESTABLISHED`,
 /// `TCP_SYN_RECV`, `TCP_CLOSE_WAIT`).
 const OPEN: [&str; 3] = ["01", "03", "08"];
+/// States in which something was written, and not acknowledged, before a program closed the connection (`TCP_FIN_WAIT1`,
+/// `TCP_LAST_ACK`, `TCP_CLOSING`).
+const ENDING: [&str; 3] = ["04", "09", "0B"];
+/// A peer that does not acknowledge it when it is sent so often again is gone, and is not waited for.
+const MOST_REPEATS: u32 = 4;
 
-/// How many connections there are at `service` besides the `handed` that its server has. Ask when nothing more comes:
-/// frames are held and all that had come is processed ([`drain`](super::drain())).
+/// How many connections there are at `service` besides the `handed` that its server has, as far as a move would harm
+/// them. Ask when nothing more comes: frames are held and all that had come is processed ([`drain`](super::drain())).
 ///
 /// # Errors
 /// The kernel's list cannot be read.
@@ -25,7 +31,13 @@ fn count(list: &str, service: SocketAddr) -> usize {
     let peers = list.lines().skip(1).filter_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         let (local, peer, state) = (words.next()?, words.next()?, words.next()?);
-        (address(local) == Some(service) && OPEN.contains(&state)).then_some(peer)
+        let mut is_ending = || {
+            let repeats = u32::from_str_radix(words.nth(2)?, 16).ok()?;
+            Some(ENDING.contains(&state) && repeats <= MOST_REPEATS)
+        };
+        let is_one = address(local) == Some(service)
+            && (OPEN.contains(&state) || is_ending().unwrap_or_default());
+        is_one.then_some(peer)
     });
     peers.collect::<HashSet<_>>().len()
 }
@@ -54,7 +66,9 @@ fn address(text: &str) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -69,6 +83,39 @@ mod tests {
             let _one = listener.accept().unwrap();
             assert_eq!((unaccepted(service, 1).unwrap(), unaccepted(service, 2).unwrap()), (1, 0));
         }
+    }
+
+    #[test]
+    fn what_was_closed_is_counted_until_the_peer_has_it_all() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let service = listener.local_addr().unwrap();
+        let mut client = TcpStream::connect(service).unwrap();
+        let (mut one, _) = listener.accept().unwrap();
+        // More than the client has room for, since it reads nothing.
+        one.set_nonblocking(true).unwrap();
+        while one.write(&[7; 65536]).is_ok() {}
+        drop(one);
+        assert_eq!(unaccepted(service, 0).unwrap(), 1);
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).unwrap();
+        let begun = Instant::now();
+        while unaccepted(service, 0).unwrap() != 0 {
+            assert!(begun.elapsed() < Duration::from_secs(10));
+        }
+    }
+
+    #[test]
+    fn a_peer_that_is_gone_is_not_waited_for() {
+        let service = "10.77.0.80:7000".parse().unwrap();
+        let own = if cfg!(target_endian = "little") { "50004D0A:1B58" } else { "0A4D0050:1B58" };
+        let line = |state, repeats: u32| {
+            format!("head\n 0: {own} 0100007F:1 {state} 1:0 01:5 {repeats:08X} 0 0 0\n")
+        };
+        for state in ["04", "09", "0B"] {
+            assert_eq!(count(&line(state, 0), service), 1);
+            assert_eq!(count(&line(state, 5), service), 0);
+        }
+        assert_eq!(count(&line("06", 0), service), 0);
     }
 
     #[test]

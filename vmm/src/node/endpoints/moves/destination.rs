@@ -79,6 +79,13 @@ impl Endpoints {
             return Outcome::Refused("a later order was carried out already".into());
         }
         moment::before("order", order.what.name());
+        lock(&self.0.moves.obeying).insert(order.number);
+        let outcome = self.obey_new(order);
+        lock(&self.0.moves.obeying).remove(&order.number);
+        outcome
+    }
+
+    fn obey_new(&self, order: &Order) -> Outcome {
         let errand = |deed| Errand {
             deed,
             number: order.number,

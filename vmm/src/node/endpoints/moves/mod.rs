@@ -13,7 +13,7 @@ mod destination;
 mod recovery;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -59,6 +59,8 @@ pub struct Moves {
     states: Mutex<HashMap<u64, State>>,
     /// Ranges that come from other hosts, since when.
     coming: Mutex<HashMap<Range, Instant>>,
+    /// Moves of which an order is carried out just now, by number.
+    obeying: Mutex<HashSet<u64>>,
     /// Since when moves that nobody carries on are decided, by number.
     decided: Mutex<HashMap<u64, Instant>>,
     /// The last order of each range.

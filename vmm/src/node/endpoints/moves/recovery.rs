@@ -105,7 +105,8 @@ impl Endpoints {
         let begun = self.0.store.begun();
         decided.retain(|number, _| begun.iter().any(|begun| begun.number == *number));
         for begun in begun {
-            let is_active = lock(&self.0.moves.active).contains_key(&begun.number);
+            let is_active = lock(&self.0.moves.active).contains_key(&begun.number)
+                || lock(&self.0.moves.obeying).contains(&begun.number);
             let entry = self.0.cache.find(begun.range.first());
             let is_moving = entry.is_some_and(|entry| {
                 entry.record.range == begun.range && entry.record.phase.heir().is_some()
