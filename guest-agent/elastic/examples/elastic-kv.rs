@@ -57,9 +57,15 @@ enum Action {
         /// Announce every identifier, if nobody has any.
         #[arg(long)]
         announce: bool,
-        /// Keep nothing in a file.
+        /// Keep nothing in a file: what only this server has is lost with it.
         #[arg(long)]
         memory: bool,
+        /// How long it waits for a peer that says nothing; what else it waits for is shorter in proportion.
+        #[arg(long, default_value_t = Limits::default().patience)]
+        patience_ms: u64,
+        /// Bytes of a chunk of what is transferred.
+        #[arg(long, default_value_t = Limits::default().chunk)]
+        chunk: usize,
     },
     /// Write an object.
     Put {
@@ -159,14 +165,24 @@ fn main() -> Result<(), Box<dyn Error>> {
     let routes = FileRoutes::new(&folder);
     let shared: Arc<dyn Routes> = Arc::new(routes.clone());
     match action {
-        Action::Serve { server, address, announce, memory } => {
+        Action::Serve { server, address, announce, memory, patience_ms, chunk } => {
+            let usual = Limits::default();
+            let part = |of: u64| of * patience_ms / usual.patience;
+            let limits = Limits {
+                repeat: part(usual.repeat),
+                patience: patience_ms,
+                freeze: part(usual.freeze),
+                silence: part(usual.silence),
+                chunk,
+                ..usual
+            };
             let config = Config {
                 me: Peer(server),
                 listen: SocketAddr::new(address, 0),
                 secret,
                 journal: (!memory).then(|| folder.join(format!("server-{server}.journal"))),
                 sync: false,
-                limits: Limits::default(),
+                limits,
             };
             let server = Server::start(config, Arc::clone(&shared), &Local::default())?;
             if announce && shared.home(0).is_none() {

@@ -155,8 +155,11 @@ pub enum Step {
     },
     /// Source: that was all, be ready.
     Finish,
-    /// Target: all of it is kept, whatever happens.
-    Ready,
+    /// Target: all of it is kept as long as it keeps anything.
+    Ready {
+        /// The target's life.
+        life: u64,
+    },
     /// Source: it was committed; see for yourself.
     Committed,
     /// Target: it serves.

@@ -60,6 +60,8 @@ pub(super) struct Source {
     range: Range,
     peer: Peer,
     epoch: u64,
+    /// The peer's life in which it was ready.
+    ready: u64,
     phase: Phase,
     /// Objects up to this key were sent once.
     cursor: Option<Key>,
@@ -256,6 +258,7 @@ impl Node {
             range,
             peer,
             epoch,
+            ready: 0,
             phase: Phase::Beginning,
             cursor: None,
             passed: false,
@@ -300,7 +303,7 @@ impl Node {
         let now = self.now;
         let Some(source) = self.sources.get_mut(&id).filter(|source| source.peer == from) else {
             // A target that waits for what is over here.
-            if matches!(step, Step::Ready | Step::Begun | Step::Ack { .. }) {
+            if matches!(step, Step::Ready { .. } | Step::Begun | Step::Ack { .. }) {
                 self.tell(from, id, Step::Abort);
             }
             return;
@@ -321,8 +324,9 @@ impl Node {
                 }
                 self.pump(id);
             }
-            (Step::Ready, Phase::Frozen { finished: true, .. }) => {
+            (Step::Ready { life }, Phase::Frozen { finished: true, .. }) => {
                 source.phase = Phase::Committing { since: now };
+                source.ready = life;
                 self.commit(id);
             }
             (Step::Adopted, Phase::Forwarding { epoch, since, .. }) => {
@@ -354,7 +358,8 @@ impl Node {
                     self.resume(id, epoch);
                 }
                 Reply::Done(epoch) => self.resume(id, epoch),
-                Reply::Is { home: Some(home), .. } if home == me => {}
+                // The peer started again since it was ready.
+                Reply::Is { home: Some(home), .. } if home == me => self.abort(id),
                 Reply::Is { .. } | Reply::Unknown => self.lose(id),
             },
             // A peer that does not say that it adopted looked up the commit, or will when it starts again.
@@ -484,7 +489,8 @@ impl Node {
     fn commit(&mut self, id: TransferId) {
         let Some(source) = self.sources.get(&id) else { return };
         let (range, epoch, to, from) = (source.range, source.epoch, source.peer, self.me);
-        self.actions.push(Action::Ask(Ask::Commit { transfer: id, range, from, to, epoch }));
+        let life = source.ready;
+        self.actions.push(Action::Ask(Ask::Commit { transfer: id, range, from, to, life, epoch }));
     }
 
     fn fence(&mut self, id: TransferId) {

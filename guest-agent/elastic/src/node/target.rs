@@ -1,6 +1,6 @@
 //! The receiving side of a transfer.
 
-use super::{Action, Chunk, Held, Kind, Node, Objects, Record, Step, TRANSFERS_MAX};
+use super::{Action, Chunk, Held, Kind, Message, Node, Objects, Record, Step, TRANSFERS_MAX};
 use crate::TransferId;
 use crate::range::Range;
 use crate::routes::{Ask, Reply};
@@ -97,8 +97,14 @@ impl Node {
     /// A mirror becomes the owner: its home is dead, and its lease has ended.
     ///
     /// # Errors
-    /// When no copy of `range` is here.
+    /// When no copy of `range` is here, or it is about to be moved here.
     pub fn promote(&mut self, range: Range) -> Result<TransferId, super::StartError> {
+        // Else nobody could tell by which of both it became ours, and the mirror may be the older one.
+        let moving =
+            self.targets.iter().find(|(_, it)| it.kind == Kind::Move && it.range.overlaps(range));
+        if let Some((id, _)) = moving {
+            return Err(super::StartError::Overlaps(*id, range));
+        }
         let found =
             self.targets.iter_mut().find(|(_, it)| it.kind == Kind::Mirror && it.range == range);
         let Some((&transfer, target)) = found else {
@@ -114,8 +120,8 @@ impl Node {
         let sessions = target.staged.sessions().collect();
         self.record(Record::Stage(transfer, objects, sessions));
         self.record(Record::Prepared { transfer, range, epoch });
-        let (from, to) = (transfer.source, self.me);
-        self.actions.push(Action::Ask(Ask::Promote { transfer, range, from, to }));
+        let (from, to, life) = (transfer.source, self.me, self.life);
+        self.actions.push(Action::Ask(Ask::Promote { transfer, range, from, to, life }));
         Ok(transfer)
     }
 
@@ -128,11 +134,11 @@ impl Node {
         match (step, self.targets.get_mut(&id)) {
             (Step::Begin { .. }, Some(_)) => self.tell(from, id, Step::Begun),
             (Step::Begin { kind, range, epoch }, None) => {
-                // An earlier mirror of the same home is out of date.
+                // A home begins nothing here with what it has a mirror of here: an earlier one is over.
                 self.targets.retain(|old, target| {
-                    kind == Kind::Move
-                        || target.kind == Kind::Move
+                    target.kind == Kind::Move
                         || old.source != from
+                        || (old.life, old.number) > (id.life, id.number)
                         || !target.range.overlaps(range)
                 });
                 // A range that is ours, or about to be, does not come from elsewhere.
@@ -162,7 +168,7 @@ impl Node {
                     target.phase = Phase::Ready;
                     self.record(Record::Prepared { transfer: id, range, epoch });
                 }
-                self.tell(from, id, Step::Ready);
+                self.tell(from, id, Step::Ready { life: self.life });
             }
             // Only the routes say whose it is: a message may be old, or a lie.
             (Step::Committed | Step::Abort, Some(target)) if target.phase == Phase::Ready => {
@@ -215,8 +221,15 @@ impl Node {
             (Phase::Ready, _) | (Phase::Receiving, Kind::Mirror) => {
                 target.heard = now;
                 let range = target.range;
+                if target.phase == Phase::Receiving {
+                    // It may have started again without us: then it says that there is no such mirror.
+                    let Target { round, received, applied, .. } = *target;
+                    let ack = Message::Transfer(id, Step::Ack { round, received, applied });
+                    self.actions.push(Action::Send(id.source, ack));
+                }
                 self.actions.push(Action::Ask(if target.promoting {
-                    Ask::Promote { transfer: id, range, from: id.source, to: self.me }
+                    let (from, to, life) = (id.source, self.me, self.life);
+                    Ask::Promote { transfer: id, range, from, to, life }
                 } else {
                     Ask::Lookup { transfer: id, range }
                 }));
@@ -260,7 +273,7 @@ mod tests {
 
     use super::*;
     use crate::Peer;
-    use crate::node::{Limits, Message, Recovered};
+    use crate::node::{Limits, Recovered};
 
     #[test]
     fn a_lookup_from_before_a_promotion_does_not_end_it() {
@@ -275,7 +288,7 @@ mod tests {
         // A part of the range has got a new epoch since.
         let before = Reply::Is { home: Some(source), epoch: 4 };
         node.routed(&Ask::Lookup { transfer: id, range }, before);
-        let promote = Ask::Promote { transfer: id, range, from: source, to: Peer(2) };
+        let promote = Ask::Promote { transfer: id, range, from: source, to: Peer(2), life: 2 };
         node.routed(&promote, Reply::Done(5));
         assert_eq!(node.owned(), [(range, 5)]);
     }

@@ -5,6 +5,8 @@
 //! - A change names the home and the epoch that it expects. It is refused when either is another, with
 //!   what they are; so a change that was late, or made twice, changes nothing.
 //! - Epochs come from one counter of the whole table, and only grow.
+//! - A *life* of a server begins with [`Routes::fence_all`], and has the epoch that was given then. Nothing is
+//!   handed to a server in a life that is over: it may have lost what it was handed.
 //! - A change that was answered is kept, whoever dies.
 //! - [`Routes::settled`] says whether every forwarding table has what a change brought, so that nothing
 //!   arrives at the old home any more. Until then the old home forwards what arrives.
@@ -38,6 +40,8 @@ pub enum Ask {
         from: Peer,
         /// Its next home.
         to: Peer,
+        /// The life of `to` that is ready: it is refused when `to` started again since.
+        life: u64,
         /// Its epoch as `from` knows it.
         epoch: u64,
     },
@@ -93,6 +97,8 @@ pub enum Ask {
         from: Peer,
         /// The mirror.
         to: Peer,
+        /// The life of the mirror that has the copy.
+        life: u64,
     },
 }
 

@@ -28,6 +28,9 @@ pub struct Table {
     epoch: u64,
     /// By the first identifier; none overlaps another.
     entries: Vec<Entry>,
+    /// With which epoch the last life of each peer began.
+    #[serde(default)]
+    lives: BTreeMap<Peer, u64>,
     /// Where peers listen.
     pub(super) addresses: BTreeMap<Peer, String>,
 }
@@ -68,6 +71,7 @@ impl Table {
     pub fn fence_all(&mut self, peer: Peer) -> (u64, Vec<(Range, u64)>) {
         self.epoch += 1;
         let epoch = self.epoch;
+        self.lives.insert(peer, epoch);
         let mut owned = Vec::new();
         for entry in self.entries.iter_mut().filter(|entry| entry.home == peer) {
             entry.epoch = epoch;
@@ -81,8 +85,9 @@ impl Table {
     /// Does what is asked, or answers.
     pub fn ask(&mut self, ask: &Ask) -> Reply {
         match *ask {
-            Ask::Commit { range, from, to, epoch, .. } => {
-                if self.is(range) != (Reply::Is { home: Some(from), epoch }) {
+            Ask::Commit { range, from, to, life, epoch, .. } => {
+                let expected = Reply::Is { home: Some(from), epoch };
+                if self.is(range) != expected || !self.lives_still(to, life) {
                     return self.is(range);
                 }
                 self.set(range, |entry| {
@@ -115,10 +120,11 @@ impl Table {
                 self.tidy();
                 Reply::Done(epoch)
             }
-            Ask::Promote { range, from, to, .. } => {
-                let complete = self
-                    .pieces(range)
-                    .all(|entry| entry.home == from && entry.mirrors.contains(&to));
+            Ask::Promote { range, from, to, life, .. } => {
+                let complete = self.lives_still(to, life)
+                    && self
+                        .pieces(range)
+                        .all(|entry| entry.home == from && entry.mirrors.contains(&to));
                 match self.is(range) {
                     Reply::Is { home: Some(_), .. } if complete => self.set(range, |entry| {
                         entry.home = to;
@@ -128,6 +134,10 @@ impl Table {
                 }
             }
         }
+    }
+
+    fn lives_still(&self, peer: Peer, life: u64) -> bool {
+        self.lives.get(&peer) == Some(&life)
     }
 
     fn pieces(&self, range: Range) -> impl Iterator<Item = &Entry> {
@@ -201,13 +211,29 @@ mod tests {
 
     const ID: TransferId = TransferId { source: Peer(1), life: 1, number: 0 };
 
+    /// Four peers, whose lives began with the epochs 1 to 4.
+    fn table() -> Table {
+        let mut table = Table::default();
+        for peer in 0..4 {
+            table.fence_all(Peer(peer));
+        }
+        table
+    }
+
     fn commit(range: Range, from: u32, to: u32, epoch: u64) -> Ask {
-        Ask::Commit { transfer: ID, range, from: Peer(from), to: Peer(to), epoch }
+        Ask::Commit {
+            transfer: ID,
+            range,
+            from: Peer(from),
+            to: Peer(to),
+            life: u64::from(to) + 1,
+            epoch,
+        }
     }
 
     #[test]
     fn late_and_repeated_commits_are_refused() {
-        let mut table = Table::default();
+        let mut table = table();
         let epoch = table.announce(Range::ALL, Peer(1)).unwrap();
         assert!(table.announce(Range::new(5, 6).unwrap(), Peer(2)).is_err());
         let (low, high) = Range::ALL.halves().unwrap();
@@ -231,10 +257,21 @@ mod tests {
     }
 
     #[test]
-    fn only_complete_mirrors_are_promoted() {
-        let mut table = Table::default();
+    fn nothing_is_handed_to_a_life_that_is_over() {
+        let mut table = table();
         let epoch = table.announce(Range::ALL, Peer(1)).unwrap();
-        let promote = Ask::Promote { transfer: ID, range: Range::ALL, from: Peer(1), to: Peer(2) };
+        table.fence_all(Peer(2));
+        let is = Reply::Is { home: Some(Peer(1)), epoch };
+        assert_eq!(table.ask(&commit(Range::ALL, 1, 2, epoch)), is);
+        assert!(matches!(table.ask(&commit(Range::ALL, 1, 3, epoch)), Reply::Done(_)));
+    }
+
+    #[test]
+    fn only_complete_mirrors_are_promoted() {
+        let mut table = table();
+        let epoch = table.announce(Range::ALL, Peer(1)).unwrap();
+        let (range, from, to) = (Range::ALL, Peer(1), Peer(2));
+        let promote = Ask::Promote { transfer: ID, range, from, to, life: 3 };
         assert!(matches!(table.ask(&promote), Reply::Is { .. }));
         let mirror = |complete, epoch| {
             let (range, home, mirror) = (Range::ALL, Peer(1), Peer(2));
@@ -257,7 +294,7 @@ mod tests {
         /// H and its inverse agree, whatever was split and merged (research note, 6.0: the home function).
         #[test]
         fn homes_and_ranges_agree(changes in proptest::collection::vec((any::<u8>(), any::<u8>(), 0..4_u32), 1..40)) {
-            let mut table = Table::default();
+            let mut table = table();
             table.announce(Range::ALL, Peer(0)).unwrap();
             let mut last = 0;
             for (a, b, to) in changes {

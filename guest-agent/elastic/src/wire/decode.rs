@@ -195,7 +195,7 @@ impl Reader {
                 Step::Ack { round, received, applied }
             }
             5 => Step::Finish,
-            6 => Step::Ready,
+            6 => Step::Ready { life: self.u64("a life")? },
             7 => Step::Committed,
             8 => Step::Adopted,
             9 => Step::Abort,

@@ -275,7 +275,10 @@ impl Encoded {
                 self.last.put_u64_le(*applied);
             }
             Step::Finish => self.last.put_u8(5),
-            Step::Ready => self.last.put_u8(6),
+            Step::Ready { life } => {
+                self.last.put_u8(6);
+                self.last.put_u64_le(*life);
+            }
             Step::Committed => self.last.put_u8(7),
             Step::Adopted => self.last.put_u8(8),
             Step::Abort => self.last.put_u8(9),
@@ -342,11 +345,11 @@ mod tests {
             ),
             (any::<u32>(), any::<u64>(), any::<u64>())
                 .prop_map(|(round, received, applied)| Step::Ack { round, received, applied }),
+            any::<u64>().prop_map(|life| Step::Ready { life }),
             proptest::sample::select(vec![
                 Step::Begun,
                 Step::Refuse,
                 Step::Finish,
-                Step::Ready,
                 Step::Committed,
                 Step::Adopted,
                 Step::Abort,
