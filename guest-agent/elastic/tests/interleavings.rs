@@ -501,13 +501,17 @@ fn interleavings_move_and_answer() {
 }
 
 /// Interleavings that gave wrong answers once: a session's write that was only in a copy was taken for done
-/// where another range of its server had gone, and an answer of the routes from before a promotion for one to it.
+/// where another range of its server had gone, an answer of the routes from before a promotion for one to it,
+/// a mirror's promotion for a move of the same range, and a target that began once more for the one that had
+/// what was sent before.
 #[test]
 fn interleavings_that_were_wrong_are_right() {
     for (seed, steps) in [
         (2_199_767_322_919_259_098, 1727),
         (3_942_502_069_065_205_228, 3247),
         (7_293_297_651_113_952_354, 3781),
+        (11_677_134_096_849_881_629, 3439),
+        (17_628_298_096_791_467_348, 3917),
     ] {
         let mut world = World::new(seed);
         for _ in 0..steps {

@@ -126,6 +126,16 @@ pub struct Chunk {
     pub whole: bool,
 }
 
+/// What a target made for a transfer. It makes another one when the transfer begins for it once more, because it
+/// started again or gave up: then it has nothing of what was sent before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The target's life.
+    pub life: u64,
+    /// Counts the places of that life.
+    pub number: u32,
+}
+
 /// How a message concerns a transfer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
@@ -139,13 +149,15 @@ pub enum Step {
         epoch: u64,
     },
     /// Target: there is room.
-    Begun,
+    Begun(Place),
     /// Target: it cannot, or it knows of no such transfer.
     Refuse,
     /// Source: a part of the state.
     Chunk(Chunk),
     /// Target: what has arrived.
     Ack {
+        /// Where.
+        place: Place,
         /// Of this round.
         round: u32,
         /// All chunks below this one were received.
@@ -156,10 +168,7 @@ pub enum Step {
     /// Source: that was all, be ready.
     Finish,
     /// Target: all of it is kept as long as it keeps anything.
-    Ready {
-        /// The target's life.
-        life: u64,
-    },
+    Ready(Place),
     /// Source: it was committed; see for yourself.
     Committed,
     /// Target: it serves.
@@ -313,6 +322,8 @@ pub struct Node {
     limits: Limits,
     life: u64,
     started: u32,
+    /// Places made in this life.
+    places: u32,
     now: u64,
     /// What it answers for, with epochs. None overlaps another.
     owned: Vec<(Range, u64)>,
@@ -342,6 +353,7 @@ impl Node {
             limits,
             life,
             started: 0,
+            places: 0,
             now: 0,
             owned,
             objects: recovered.objects,
@@ -370,7 +382,8 @@ impl Node {
         }
         for (transfer, range, epoch, staged) in prepared {
             let mine = node.owned.iter().any(|(own, _)| own.covers(range));
-            node.targets.insert(transfer, Target::prepared(range, epoch, staged));
+            let place = node.place();
+            node.targets.insert(transfer, Target::prepared(range, epoch, place, staged));
             if mine {
                 // The commit was made, since a target has nothing of the range before.
                 node.adopt(transfer, None);
@@ -488,6 +501,11 @@ impl Node {
         for id in ids {
             self.target_tick(id);
         }
+    }
+
+    fn place(&mut self) -> Place {
+        self.places += 1;
+        Place { life: self.life, number: self.places }
     }
 
     fn owner(&self, id: u64) -> Option<u64> {

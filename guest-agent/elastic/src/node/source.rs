@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::{
-    Action, Chunk, End, Held, Kind, Node, Objects, Record, StartError, Step, TRANSFERS_MAX,
+    Action, Chunk, End, Held, Kind, Node, Objects, Place, Record, StartError, Step, TRANSFERS_MAX,
 };
 use crate::range::{Key, Range};
 use crate::routes::{Ask, Reply};
@@ -60,8 +60,8 @@ pub(super) struct Source {
     range: Range,
     peer: Peer,
     epoch: u64,
-    /// The peer's life in which it was ready.
-    ready: u64,
+    /// Where the peer keeps what it receives.
+    place: Option<Place>,
     phase: Phase,
     /// Objects up to this key were sent once.
     cursor: Option<Key>,
@@ -258,7 +258,7 @@ impl Node {
             range,
             peer,
             epoch,
-            ready: 0,
+            place: None,
             phase: Phase::Beginning,
             cursor: None,
             passed: false,
@@ -303,20 +303,25 @@ impl Node {
         let now = self.now;
         let Some(source) = self.sources.get_mut(&id).filter(|source| source.peer == from) else {
             // A target that waits for what is over here.
-            if matches!(step, Step::Ready { .. } | Step::Begun | Step::Ack { .. }) {
+            if matches!(step, Step::Ready(_) | Step::Begun(_) | Step::Ack { .. }) {
                 self.tell(from, id, Step::Abort);
             }
             return;
         };
         match (step, source.phase) {
-            (Step::Begun, Phase::Beginning) => {
+            // It began once more, without what was sent before.
+            (Step::Ack { place, .. } | Step::Ready(place), _) if source.place != Some(place) => {
+                self.abort(id);
+            }
+            (Step::Begun(place), Phase::Beginning) => {
                 source.phase = Phase::Copying;
+                source.place = Some(place);
                 source.progress = now;
                 self.pump(id);
             }
             (Step::Refuse, Phase::Committing { .. }) => {}
             (Step::Refuse, _) => self.abort(id),
-            (Step::Ack { round, received, applied }, _) => {
+            (Step::Ack { round, received, applied, .. }, _) => {
                 if source.acknowledged(round, received, applied) {
                     source.progress = now;
                     let safe = source.safe;
@@ -324,9 +329,8 @@ impl Node {
                 }
                 self.pump(id);
             }
-            (Step::Ready { life }, Phase::Frozen { finished: true, .. }) => {
+            (Step::Ready(_), Phase::Frozen { finished: true, .. }) => {
                 source.phase = Phase::Committing { since: now };
-                source.ready = life;
                 self.commit(id);
             }
             (Step::Adopted, Phase::Forwarding { epoch, since, .. }) => {
@@ -489,7 +493,7 @@ impl Node {
     fn commit(&mut self, id: TransferId) {
         let Some(source) = self.sources.get(&id) else { return };
         let (range, epoch, to, from) = (source.range, source.epoch, source.peer, self.me);
-        let life = source.ready;
+        let Some(Place { life, .. }) = source.place else { return };
         self.actions.push(Action::Ask(Ask::Commit { transfer: id, range, from, to, life, epoch }));
     }
 

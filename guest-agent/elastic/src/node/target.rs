@@ -1,6 +1,8 @@
 //! The receiving side of a transfer.
 
-use super::{Action, Chunk, Held, Kind, Message, Node, Objects, Record, Step, TRANSFERS_MAX};
+use super::{
+    Action, Chunk, Held, Kind, Message, Node, Objects, Place, Record, Step, TRANSFERS_MAX,
+};
 use crate::TransferId;
 use crate::range::Range;
 use crate::routes::{Ask, Reply};
@@ -18,6 +20,7 @@ enum Phase {
 pub(super) struct Target {
     pub(super) kind: Kind,
     pub(super) range: Range,
+    place: Place,
     /// The range's epoch at the source.
     epoch: u64,
     phase: Phase,
@@ -35,10 +38,11 @@ pub(super) struct Target {
 }
 
 impl Target {
-    fn new(kind: Kind, range: Range, epoch: u64, heard: u64) -> Self {
+    fn new(kind: Kind, range: Range, epoch: u64, place: Place, heard: u64) -> Self {
         Self {
             kind,
             range,
+            place,
             epoch,
             phase: Phase::Receiving,
             round: 0,
@@ -53,8 +57,8 @@ impl Target {
     }
 
     /// One that was ready in an earlier life.
-    pub(super) fn prepared(range: Range, epoch: u64, staged: Objects) -> Self {
-        Self { phase: Phase::Ready, staged, ..Self::new(Kind::Move, range, epoch, 0) }
+    pub(super) fn prepared(range: Range, epoch: u64, place: Place, staged: Objects) -> Self {
+        Self { phase: Phase::Ready, staged, ..Self::new(Kind::Move, range, epoch, place, 0) }
     }
 
     /// Takes a chunk; whether it was the next one.
@@ -132,7 +136,10 @@ impl Node {
             target.heard = now;
         }
         match (step, self.targets.get_mut(&id)) {
-            (Step::Begin { .. }, Some(_)) => self.tell(from, id, Step::Begun),
+            (Step::Begin { .. }, Some(target)) => {
+                let place = target.place;
+                self.tell(from, id, Step::Begun(place));
+            }
             (Step::Begin { kind, range, epoch }, None) => {
                 // A home begins nothing here with what it has a mirror of here: an earlier one is over.
                 self.targets.retain(|old, target| {
@@ -151,24 +158,25 @@ impl Node {
                 if overlaps || self.targets.len() >= TRANSFERS_MAX {
                     return self.tell(from, id, Step::Refuse);
                 }
-                self.targets.insert(id, Target::new(kind, range, epoch, now));
-                self.tell(from, id, Step::Begun);
+                let place = self.place();
+                self.targets.insert(id, Target::new(kind, range, epoch, place, now));
+                self.tell(from, id, Step::Begun(place));
             }
             (Step::Chunk(chunk), Some(target)) => {
                 let taken = target.take(&chunk, now);
-                let Target { round, received, applied, .. } = *target;
+                let Target { place, round, received, applied, .. } = *target;
                 if taken && target.kind == Kind::Move {
                     self.record(Record::Stage(id, chunk.objects, chunk.sessions));
                 }
-                self.tell(from, id, Step::Ack { round, received, applied });
+                self.tell(from, id, Step::Ack { place, round, received, applied });
             }
             (Step::Finish, Some(target)) if target.kind == Kind::Move => {
-                let (range, epoch) = (target.range, target.epoch);
+                let (range, epoch, place) = (target.range, target.epoch, target.place);
                 if target.phase == Phase::Receiving {
                     target.phase = Phase::Ready;
                     self.record(Record::Prepared { transfer: id, range, epoch });
                 }
-                self.tell(from, id, Step::Ready { life: self.life });
+                self.tell(from, id, Step::Ready(place));
             }
             // Only the routes say whose it is: a message may be old, or a lie.
             (Step::Committed | Step::Abort, Some(target)) if target.phase == Phase::Ready => {
@@ -223,8 +231,8 @@ impl Node {
                 let range = target.range;
                 if target.phase == Phase::Receiving {
                     // It may have started again without us: then it says that there is no such mirror.
-                    let Target { round, received, applied, .. } = *target;
-                    let ack = Message::Transfer(id, Step::Ack { round, received, applied });
+                    let Target { place, round, received, applied, .. } = *target;
+                    let ack = Message::Transfer(id, Step::Ack { place, round, received, applied });
                     self.actions.push(Action::Send(id.source, ack));
                 }
                 self.actions.push(Action::Ask(if target.promoting {
@@ -291,5 +299,36 @@ mod tests {
         let promote = Ask::Promote { transfer: id, range, from: source, to: Peer(2), life: 2 };
         node.routed(&promote, Reply::Done(5));
         assert_eq!(node.owned(), [(range, 5)]);
+    }
+
+    #[test]
+    fn a_target_that_begins_once_more_is_not_the_one_that_had_something() {
+        let (range, peer) = (Range::ALL, Peer(2));
+        let mut node = Node::new(Peer(1), 1, Vec::new(), Recovered::default(), Limits::default());
+        node.announced(range, 1);
+        let id = node.start(Kind::Move, range, peer).unwrap();
+        let place = |number| Place { life: 5, number };
+        node.message(peer, Message::Transfer(id, Step::Begun(place(1))));
+        let ack = |place| Step::Ack { place, round: 1, received: 0, applied: 0 };
+        node.message(peer, Message::Transfer(id, ack(place(1))));
+        assert_eq!(node.outgoing().count(), 1);
+        node.message(peer, Message::Transfer(id, ack(place(2))));
+        assert_eq!(node.outgoing().count(), 0);
+        assert!(node.serves(7));
+    }
+
+    #[test]
+    fn what_is_moved_to_a_mirror_is_not_promoted_there() {
+        let (range, source) = (Range::ALL, Peer(1));
+        let mut node = Node::new(Peer(2), 2, Vec::new(), Recovered::default(), Limits::default());
+        let begin = |kind, life| {
+            let id = TransferId { source, life, number: 1 };
+            Message::Transfer(id, Step::Begin { kind, range, epoch: life })
+        };
+        node.message(source, begin(Kind::Mirror, 1));
+        // The home started again, and has no mirror here any more.
+        node.message(source, begin(Kind::Move, 3));
+        assert!(node.promote(range).is_err());
+        assert_eq!(node.incoming().count(), 1);
     }
 }

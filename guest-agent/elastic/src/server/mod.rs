@@ -81,7 +81,13 @@ pub struct Config {
     pub listen: SocketAddr,
     /// What all servers of the service have in common.
     pub secret: [u8; 16],
-    /// Where it keeps what it has; none for memory only, which mirrors can protect.
+    /// Where it keeps what it has; none for memory only.
+    ///
+    /// A server with a journal that is killed at any time has all that it acknowledged when it starts again. One
+    /// without has its ranges, empty: what it alone had is lost, and nobody else has or claims it. That is what
+    /// a source has until the commit, and what a destination has from when it is ready, which is just before the
+    /// commit. What is mirrored is acknowledged when the mirror has it, so a mirror that is complete has all of
+    /// it, and becomes the owner when it is promoted.
     pub journal: Option<std::path::PathBuf>,
     /// Whether each record waits for the disk.
     pub sync: bool,

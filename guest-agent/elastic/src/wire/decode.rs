@@ -3,7 +3,7 @@
 use bytes::{Buf, Bytes};
 
 use super::{FRAME_MAX, Frame, HEADER, KEPT, MAGIC, VALUE_MAX, WireError};
-use crate::node::{Chunk, Kind, Message, Op, Origin, Outcome, Request, Session, Step};
+use crate::node::{Chunk, Kind, Message, Op, Origin, Outcome, Place, Request, Session, Step};
 use crate::range::{Key, NAME_MAX, Range};
 use crate::{Peer, TransferId};
 
@@ -160,6 +160,10 @@ impl Reader {
         })
     }
 
+    fn place(&mut self) -> Result<Place, WireError> {
+        Ok(Place { life: self.u64("a place")?, number: self.u32("a place")? })
+    }
+
     fn step(&mut self) -> Result<Step, WireError> {
         Ok(match self.u8("a step")? {
             0 => {
@@ -167,7 +171,7 @@ impl Reader {
                 let range = Range::new(self.u64("a range")?, self.u64("a range")?)?;
                 Step::Begin { kind, range, epoch: self.u64("an epoch")? }
             }
-            1 => Step::Begun,
+            1 => Step::Begun(self.place()?),
             2 => Step::Refuse,
             3 => {
                 let (round, number) = (self.u32("a chunk")?, self.u64("a chunk")?);
@@ -189,13 +193,14 @@ impl Reader {
                 Step::Chunk(Chunk { round, number, objects, sessions, whole })
             }
             4 => {
+                let place = self.place()?;
                 let round = self.u32("an acknowledgement")?;
                 let (received, applied) =
                     (self.u64("an acknowledgement")?, self.u64("an acknowledgement")?);
-                Step::Ack { round, received, applied }
+                Step::Ack { place, round, received, applied }
             }
             5 => Step::Finish,
-            6 => Step::Ready { life: self.u64("a life")? },
+            6 => Step::Ready(self.place()?),
             7 => Step::Committed,
             8 => Step::Adopted,
             9 => Step::Abort,

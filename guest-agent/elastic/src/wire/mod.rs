@@ -11,7 +11,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 pub use decode::{decode, header};
 
 use crate::Peer;
-use crate::node::{Kind, Message, Op, Origin, Outcome, Request, Step};
+use crate::node::{Kind, Message, Op, Origin, Outcome, Place, Request, Step};
 use crate::range::{EmptyRange, Key};
 
 /// The first bytes of a stream: the protocol and its version.
@@ -238,6 +238,11 @@ impl Encoded {
         }
     }
 
+    fn place(&mut self, place: Place) {
+        self.last.put_u64_le(place.life);
+        self.last.put_u32_le(place.number);
+    }
+
     fn step(&mut self, step: &Step) {
         match step {
             Step::Begin { kind, range, epoch } => {
@@ -247,7 +252,10 @@ impl Encoded {
                 self.last.put_u64_le(range.last());
                 self.last.put_u64_le(*epoch);
             }
-            Step::Begun => self.last.put_u8(1),
+            Step::Begun(place) => {
+                self.last.put_u8(1);
+                self.place(*place);
+            }
             Step::Refuse => self.last.put_u8(2),
             Step::Chunk(chunk) => {
                 self.last.put_u8(3);
@@ -268,16 +276,17 @@ impl Encoded {
                     self.option(value.as_ref());
                 }
             }
-            Step::Ack { round, received, applied } => {
+            Step::Ack { place, round, received, applied } => {
                 self.last.put_u8(4);
+                self.place(*place);
                 self.last.put_u32_le(*round);
                 self.last.put_u64_le(*received);
                 self.last.put_u64_le(*applied);
             }
             Step::Finish => self.last.put_u8(5),
-            Step::Ready { life } => {
+            Step::Ready(place) => {
                 self.last.put_u8(6);
-                self.last.put_u64_le(*life);
+                self.place(*place);
             }
             Step::Committed => self.last.put_u8(7),
             Step::Adopted => self.last.put_u8(8),
@@ -326,6 +335,10 @@ mod tests {
         ]
     }
 
+    fn place() -> impl Strategy<Value = Place> {
+        (any::<u64>(), any::<u32>()).prop_map(|(life, number)| Place { life, number })
+    }
+
     fn step() -> impl Strategy<Value = Step> {
         let session = (any::<u64>(), any::<u64>(), any::<bool>(), any::<Option<u64>>())
             .prop_map(|(id, seq, existed, wrote)| Session { id, seq, existed, wrote });
@@ -343,11 +356,12 @@ mod tests {
                     Step::Chunk(Chunk { round, number, objects, sessions, whole })
                 }
             ),
-            (any::<u32>(), any::<u64>(), any::<u64>())
-                .prop_map(|(round, received, applied)| Step::Ack { round, received, applied }),
-            any::<u64>().prop_map(|life| Step::Ready { life }),
+            (place(), any::<u32>(), any::<u64>(), any::<u64>()).prop_map(
+                |(place, round, received, applied)| Step::Ack { place, round, received, applied }
+            ),
+            place().prop_map(Step::Begun),
+            place().prop_map(Step::Ready),
             proptest::sample::select(vec![
-                Step::Begun,
                 Step::Refuse,
                 Step::Finish,
                 Step::Committed,

@@ -63,10 +63,10 @@ impl Gate {
     fn is_at(&self, step: &Step) -> bool {
         let is = match (self.at, step) {
             (At::Begin, Step::Begin { .. })
-            | (At::Begun, Step::Begun)
+            | (At::Begun, Step::Begun(_))
             | (At::Update, Step::Chunk(_))
             | (At::Finish, Step::Finish)
-            | (At::Ready | At::Commit, Step::Ready { .. })
+            | (At::Ready | At::Commit, Step::Ready(_))
             | (At::Committed, Step::Committed)
             | (At::Adopted, Step::Adopted) => true,
             (At::Chunk, Step::Chunk(_)) | (At::Ack, Step::Ack { .. }) => {
