@@ -21,181 +21,30 @@
 //! acknowledgements stay away, and what was not acknowledged is read and sent anew. A source keeps the keys
 //! of what is in flight, never the objects.
 
+mod copy;
+mod message;
 mod objects;
+mod requests;
 mod source;
 mod target;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 
+use copy::Source;
+pub use message::{Chunk, Kind, Message, Op, Origin, Outcome, Place, Request, Step};
 pub use objects::{Objects, SESSION_IDLE, SESSIONS_MAX, Session};
-use source::Source;
+pub use requests::{HELD_BYTES, HELD_MAX, HOPS_MAX};
+use requests::{Held, Waiting};
 use target::Target;
 
 use crate::range::{Key, Range};
 use crate::routes::{Ask, Reply};
 use crate::{Peer, TransferId};
 
-/// Requests that one transfer holds at most (research note, 6.15).
-pub const HELD_MAX: usize = 10_000;
-/// Bytes of values in the requests that one transfer holds at most.
-pub const HELD_BYTES: usize = 16 << 20;
-/// Forwarded requests are passed on at most so often.
-pub const HOPS_MAX: u8 = 4;
 /// Transfers that a server takes part in at once, in each direction.
 pub const TRANSFERS_MAX: usize = 16;
-
-/// What a client asks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// The client's number for itself, by chance: it makes one request at a time.
-    pub session: u64,
-    /// Its number for the request, each higher than the last. The same request has the same when repeated.
-    pub seq: u64,
-    /// Of which object.
-    pub key: Key,
-    /// What.
-    pub op: Op,
-}
-
-/// What is to be done with an object.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Op {
-    /// Read it.
-    Get,
-    /// Write it.
-    Put(Bytes),
-    /// Remove it.
-    Delete,
-}
-
-/// The answer to a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// What was read; none if there is no such object.
-    Value(Option<Bytes>),
-    /// It was written or removed.
-    Done {
-        /// Whether there was an object before.
-        existed: bool,
-    },
-    /// Another server has the range.
-    Moved {
-        /// Which, if this one knows.
-        home: Option<Peer>,
-        /// Since which epoch.
-        epoch: u64,
-    },
-    /// Too much is held, or too many sessions are known: nothing was done, ask again later.
-    Busy,
-}
-
-/// Where an answer goes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Origin {
-    /// The server that has the client's connection.
-    pub peer: Peer,
-    /// That server's number for the connection.
-    pub connection: u64,
-    /// How often the request was forwarded.
-    pub hops: u8,
-}
-
-/// What a transfer does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Hands a range over.
-    Move,
-    /// Copies a range and keeps the copy up to date.
-    Mirror,
-}
-
-/// What a source sends of its state.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Chunk {
-    /// Begins with 1, and grows whenever acknowledgements stay away.
-    pub round: u32,
-    /// Counts the chunks of a round, from 0.
-    pub number: u64,
-    /// Objects; none for a value says that there is no object.
-    pub objects: Vec<(Key, Option<Bytes>)>,
-    /// Sessions.
-    pub sessions: Vec<Session>,
-    /// With this, the copy is what the source has at one moment.
-    pub whole: bool,
-}
-
-/// What a target made for a transfer. It makes another one when the transfer begins for it once more, because it
-/// started again or gave up: then it has nothing of what was sent before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
-    /// The target's life.
-    pub life: u64,
-    /// Counts the places of that life.
-    pub number: u32,
-}
-
-/// How a message concerns a transfer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
-    /// Source: make room.
-    Begin {
-        /// What for.
-        kind: Kind,
-        /// Of what.
-        range: Range,
-        /// The range's epoch at the source.
-        epoch: u64,
-    },
-    /// Target: there is room.
-    Begun(Place),
-    /// Target: it cannot, or it knows of no such transfer.
-    Refuse,
-    /// Source: a part of the state.
-    Chunk(Chunk),
-    /// Target: what has arrived.
-    Ack {
-        /// Where.
-        place: Place,
-        /// Of this round.
-        round: u32,
-        /// All chunks below this one were received.
-        received: u64,
-        /// All chunks below this one are in the copy.
-        applied: u64,
-    },
-    /// Source: that was all, be ready.
-    Finish,
-    /// Target: all of it is kept as long as it keeps anything.
-    Ready(Place),
-    /// Source: it was committed; see for yourself.
-    Committed,
-    /// Target: it serves.
-    Adopted,
-    /// Source: it comes to nothing.
-    Abort,
-}
-
-/// What servers say to each other.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Message {
-    /// Of a transfer.
-    Transfer(TransferId, Step),
-    /// A request that reached the wrong server.
-    Forward(Origin, Request),
-    /// The answer to one, for the server with the client's connection.
-    Answer {
-        /// Where to.
-        origin: Origin,
-        /// The request's session.
-        session: u64,
-        /// The request's number.
-        seq: u64,
-        /// The answer.
-        outcome: Outcome,
-    },
-}
 
 /// What must outlive the process, in this order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -302,17 +151,6 @@ pub struct Recovered {
     pub objects: Objects,
     /// What it received to the end without having seen the commit: with range and epoch at the source.
     pub prepared: Vec<(TransferId, Range, u64, Objects)>,
-}
-
-/// An answer that waits for mirrors.
-#[derive(Debug)]
-struct Waiting {
-    /// How many writes each must have.
-    needs: BTreeMap<TransferId, u64>,
-    origin: Origin,
-    session: u64,
-    seq: u64,
-    outcome: Outcome,
 }
 
 /// A server.
@@ -434,37 +272,6 @@ impl Node {
         self.own(range, epoch);
     }
 
-    /// A request of a client, or one that was forwarded.
-    pub fn request(&mut self, origin: Origin, request: Request) {
-        let id = request.key.id();
-        if self.owner(id).is_some() {
-            match self.sources.values_mut().find(|source| source.holds(id)) {
-                Some(source) => {
-                    if let Err((origin, request)) = source.held.push(origin, request) {
-                        self.answer(origin, &request, Outcome::Busy);
-                    }
-                }
-                None => self.serve(origin, request),
-            }
-            return;
-        }
-        // Limbo: what was sent to us before the tables changed.
-        if let Some(to) = self.sources.values().find_map(|source| source.forwards(id)) {
-            return self.forward(to, origin, request);
-        }
-        let target = self
-            .targets
-            .values_mut()
-            .find(|target| target.kind == Kind::Move && target.range.contains(id));
-        if let Some(target) = target {
-            if let Err((origin, request)) = target.held.push(origin, request) {
-                self.answer(origin, &request, Outcome::Busy);
-            }
-            return;
-        }
-        self.moved(origin, &request);
-    }
-
     /// A message of a peer.
     pub fn message(&mut self, from: Peer, message: Message) {
         match message {
@@ -540,140 +347,11 @@ impl Node {
         self.owned = left;
     }
 
-    fn serve(&mut self, origin: Origin, request: Request) {
-        let Request { session, seq, key, op } = request;
-        let id = key.id();
-        let value = match op {
-            Op::Get => {
-                let value = self.objects.get(&key).cloned();
-                return self.answer_when_mirrored(id, origin, session, seq, Outcome::Value(value));
-            }
-            Op::Put(value) => Some(value),
-            Op::Delete => None,
-        };
-        let existed = match self.objects.session(session) {
-            // An old request that the network kept: its client has its answer.
-            Some(last) if last.is_past(seq) => return,
-            Some(last) if seq == last.seq => last.existed,
-            _ if !self.objects.admits(session, self.now) => {
-                return self.send_answer(origin, session, seq, Outcome::Busy);
-            }
-            _ => {
-                let existed = self.objects.set(key.clone(), value.clone());
-                let written = Session { id: session, seq, existed, wrote: Some(id) };
-                self.objects.remember(written, self.now);
-                for source in self.sources.values_mut() {
-                    source.wrote(&key, session);
-                }
-                self.record(Record::Write(key, value, written));
-                existed
-            }
-        };
-        self.answer_when_mirrored(id, origin, session, seq, Outcome::Done { existed });
-        self.pump_mirrors(id);
-    }
-
-    fn pump_mirrors(&mut self, id: u64) {
-        if self.sources.is_empty() {
-            return;
-        }
-        let ids: BTreeSet<_> = self
-            .sources
-            .iter()
-            .filter(|(_, source)| source.range().contains(id))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in ids {
-            self.pump(id);
-        }
-    }
-
-    fn answer_when_mirrored(
-        &mut self,
-        id: u64,
-        origin: Origin,
-        session: u64,
-        seq: u64,
-        outcome: Outcome,
-    ) {
-        self.served += 1;
-        let needs: BTreeMap<_, _> = self
-            .sources
-            .iter()
-            .filter_map(|(transfer, source)| Some((*transfer, source.missing(id)?)))
-            .collect();
-        if needs.is_empty() {
-            self.send_answer(origin, session, seq, outcome);
-        } else {
-            self.waiting.push_back(Waiting { needs, origin, session, seq, outcome });
-        }
-    }
-
-    /// A mirror has the first `count` writes; all of them counts for one that is no more.
-    fn mirrored(&mut self, transfer: TransferId, count: u64) {
-        for mut waiting in std::mem::take(&mut self.waiting) {
-            if waiting.needs.get(&transfer).is_some_and(|need| *need <= count) {
-                waiting.needs.remove(&transfer);
-            }
-            if waiting.needs.is_empty() {
-                self.send_answer(waiting.origin, waiting.session, waiting.seq, waiting.outcome);
-            } else {
-                self.waiting.push_back(waiting);
-            }
-        }
-    }
-
-    fn answer(&mut self, origin: Origin, request: &Request, outcome: Outcome) {
-        self.send_answer(origin, request.session, request.seq, outcome);
-    }
-
-    fn send_answer(&mut self, origin: Origin, session: u64, seq: u64, outcome: Outcome) {
-        self.actions.push(if origin.peer == self.me {
-            Action::Answer(origin, session, seq, outcome)
-        } else {
-            Action::Send(origin.peer, Message::Answer { origin, session, seq, outcome })
-        });
-    }
-
-    fn moved(&mut self, origin: Origin, request: &Request) {
-        let id = request.key.id();
-        let hint = self.gone.iter().rev().find(|(range, _, _)| range.contains(id));
-        let (home, epoch) = hint.map_or((None, 0), |(_, home, epoch)| (Some(*home), *epoch));
-        self.answer(origin, request, Outcome::Moved { home, epoch });
-    }
-
-    fn forward(&mut self, to: Peer, mut origin: Origin, request: Request) {
-        if origin.hops >= HOPS_MAX {
-            return self.moved(origin, &request);
-        }
-        origin.hops += 1;
-        self.actions.push(Action::Send(to, Message::Forward(origin, request)));
-    }
-
     fn record(&mut self, record: Record) {
         self.actions.push(Action::Record(record));
     }
 
     fn tell(&mut self, to: Peer, id: TransferId, step: Step) {
         self.actions.push(Action::Send(to, Message::Transfer(id, step)));
-    }
-}
-
-/// Requests that wait, in their order.
-#[derive(Debug, Default)]
-struct Held {
-    requests: Vec<(Origin, Request)>,
-    bytes: usize,
-}
-
-impl Held {
-    fn push(&mut self, origin: Origin, request: Request) -> Result<(), (Origin, Request)> {
-        let bytes = if let Op::Put(value) = &request.op { value.len() } else { 0 };
-        if self.requests.len() >= HELD_MAX || self.bytes + bytes > HELD_BYTES {
-            return Err((origin, request));
-        }
-        self.bytes += bytes;
-        self.requests.push((origin, request));
-        Ok(())
     }
 }
