@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use ::endpoint::vid::{InvalidVid, Vid};
 use clap::{Args, Subcommand};
 
-use super::reach::Reach;
-use super::{CliError, print_json, print_text};
+use super::CliError;
+use super::reach::Asking;
 use crate::api::endpoint::{FlowChange, FlowInfo};
 use crate::exit::Exit;
 use crate::spec::name::{NameError, VmName};
@@ -44,17 +44,6 @@ enum Command {
     /// The file has a line for each: 'add IDENTIFIER VM', 'update IDENTIFIER VM', 'del IDENTIFIER'. Empty lines,
     /// and what comes behind a #, say nothing. Or it is JSON, a list as the agent's API takes it.
     Sync(SyncCommand),
-}
-
-/// How it is asked, and answered.
-#[derive(Debug, Args)]
-struct Asking {
-    /// Print one line of JSON, a list.
-    #[arg(long)]
-    json: bool,
-
-    #[command(flatten)]
-    reach: Reach,
 }
 
 #[derive(Debug, Args)]
@@ -208,20 +197,10 @@ fn table(flows: &[FlowInfo]) -> String {
     text
 }
 
-impl Asking {
-    fn print(&self, flows: &[FlowInfo]) -> Result<Exit, CliError> {
-        if self.json {
-            print_json(&flows)?;
-        } else {
-            print_text(&table(flows))?;
-        }
-        Ok(Exit::Success)
-    }
-
-    fn sync(&self, changes: &[FlowChange]) -> Result<Exit, CliError> {
-        let now: Vec<FlowInfo> = self.reach.one()?.post("/v1/flows", &changes)?;
-        self.print(&now)
-    }
+/// The flows as they are then.
+fn sync(asking: &Asking, changes: &[FlowChange]) -> Result<Exit, CliError> {
+    let now: Vec<FlowInfo> = asking.reach.one()?.post("/v1/flows", &changes)?;
+    asking.print(&now, &table(&now))
 }
 
 impl FlowCommand {
@@ -232,15 +211,15 @@ impl FlowCommand {
                 for client in asking.reach.all()? {
                     all.extend(client.get::<Vec<FlowInfo>>("/v1/flows")?);
                 }
-                asking.print(&all)
+                asking.print(&all, &table(&all))
             }
             Command::Add(AddCommand { vid, vm, asking }) => {
-                asking.sync(&[FlowChange::Add { vid: vid.to_string(), vm: vm.to_string() }])
+                sync(asking, &[FlowChange::Add { vid: vid.to_string(), vm: vm.to_string() }])
             }
             Command::Del(DelCommand { vid, asking }) => {
-                asking.sync(&[FlowChange::Delete { vid: vid.to_string() }])
+                sync(asking, &[FlowChange::Delete { vid: vid.to_string() }])
             }
-            Command::Sync(SyncCommand { file, asking }) => asking.sync(&read(file)?),
+            Command::Sync(SyncCommand { file, asking }) => sync(asking, &read(file)?),
         }
     }
 }

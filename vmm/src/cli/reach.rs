@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use imgcache::transport::cluster::{Tls, TlsFiles};
 
-use super::CliError;
+use super::{CliError, print_json, print_text};
 use crate::api::client::{Client, ClientError, NodeAddress, socket_in};
+use crate::exit::Exit;
 use crate::node::options::default_folder;
 
 /// How agents are reached.
@@ -21,6 +22,32 @@ pub struct Reach {
 
     #[command(flatten)]
     tls: ReachTls,
+}
+
+/// Which agent is asked, and how it is said what it answers.
+#[derive(Debug, Args)]
+pub struct Asking {
+    /// Print one line of JSON.
+    #[arg(long)]
+    pub json: bool,
+
+    #[command(flatten)]
+    pub reach: Reach,
+}
+
+impl Asking {
+    /// Prints an answer: `value` as JSON, or `text` for people.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn print(&self, value: &impl serde::Serialize, text: &str) -> Result<Exit, CliError> {
+        if self.json {
+            print_json(value)?;
+        } else {
+            print_text(text)?;
+        }
+        Ok(Exit::Success)
+    }
 }
 
 /// How agents are spoken to by TLS.

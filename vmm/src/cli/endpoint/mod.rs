@@ -11,8 +11,8 @@ use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use self::which::{Target, Which};
-use super::reach::Reach;
-use super::{CliError, print_json, print_text};
+use super::CliError;
+use super::reach::Asking;
 use crate::api::client::{Client, ClientError, part};
 use crate::api::endpoint::{AnnounceEndpoint, EndpointAction, EndpointDone, EndpointInfo};
 use crate::exit::Exit;
@@ -73,17 +73,6 @@ enum Command {
     Freeze(Plain),
     /// Let a service move again, after 'freeze' or after it was moved too often.
     Thaw(Plain),
-}
-
-/// How it is asked, and answered.
-#[derive(Debug, Args)]
-struct Asking {
-    /// Print one line of JSON.
-    #[arg(long)]
-    json: bool,
-
-    #[command(flatten)]
-    reach: Reach,
 }
 
 #[derive(Debug, Args)]
@@ -275,15 +264,6 @@ impl Plain {
 }
 
 impl Asking {
-    fn print(&self, value: &impl serde::Serialize, text: &str) -> Result<Exit, CliError> {
-        if self.json {
-            print_json(value)?;
-        } else {
-            print_text(text)?;
-        }
-        Ok(Exit::Success)
-    }
-
     /// Has the agent do something, and tells what came of it.
     fn act(&self, service: &Name, action: &EndpointAction) -> Result<Exit, CliError> {
         let client = self.reach.one()?;
