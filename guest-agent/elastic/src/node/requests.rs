@@ -11,6 +11,7 @@ pub const HELD_MAX: usize = 10_000;
 pub const HELD_BYTES: usize = 16 << 20;
 /// Forwarded requests are passed on at most so often.
 pub const HOPS_MAX: u8 = 4;
+
 /// An answer that waits for mirrors.
 #[derive(Debug)]
 pub(super) struct Waiting {

@@ -8,7 +8,7 @@
 //! - A *life* of a server begins with [`Routes::fence_all`], and has the epoch that was given then. Nothing is
 //!   handed to a server in a life that is over: it may have lost what it was handed.
 //! - A change that was answered is kept, whoever dies.
-//! - [`Routes::settled`] says whether every forwarding table has what a change brought, so that nothing
+//! - [`Ask::Settled`] says whether every forwarding table has what a change brought, so that nothing
 //!   arrives at the old home any more. Until then the old home forwards what arrives.
 //! - [`Reply::Unknown`] promises nothing: the change may have been made, or may be made later. A later
 //!   [`Ask::Fence`] with an answer ends that doubt.
