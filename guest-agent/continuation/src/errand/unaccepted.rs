@@ -93,7 +93,7 @@ mod tests {
         let (mut one, _) = listener.accept().unwrap();
         // More than the client has room for, since it reads nothing.
         one.set_nonblocking(true).unwrap();
-        while one.write(&[7; 65536]).is_ok() {}
+        while one.write(&[7; 16384]).is_ok() {}
         drop(one);
         assert_eq!(unaccepted(service, 0).unwrap(), 1);
         let mut all = Vec::new();
