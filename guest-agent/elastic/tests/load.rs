@@ -8,9 +8,8 @@
 //! `tests/interleavings.rs` says of deletions holds here too.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
+mod common;
+
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +17,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::{SECRET, serve};
 use elastic::Peer;
 use elastic::client::{self, Client};
 use elastic::node::Limits;
@@ -26,7 +26,6 @@ use elastic::routes::{FileRoutes, MemoryRoutes, Routes};
 use elastic::server::{Command, Config, Local, Report, Server};
 
 const KEYS: usize = 256;
-const SECRET: [u8; 16] = *b"of the test only";
 
 /// The versions of a key.
 struct History {
@@ -195,37 +194,6 @@ fn cycles_of_split_merge_mirror_and_move_give_no_wrong_answer() {
     load.check(shared);
 }
 
-/// A server as a process, which is killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn example() -> PathBuf {
-    // Cargo builds examples beside the tests' folder.
-    let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().parent().unwrap().join("examples/elastic-kv")
-}
-
-fn serve(folder: &Path, number: u32) -> Running {
-    let mut child = Process::new(example())
-        .args(["serve", "--announce", "--server", &number.to_string(), "--folder"])
-        .arg(folder)
-        .env("ELASTIC_SECRET", SECRET.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains(':'), "server {number} does not run");
-    Running(child)
-}
-
 /// A move goes to and fro between two processes; one of them is killed at any moment of it and starts again
 /// from its journal.
 #[test]
@@ -233,7 +201,8 @@ fn servers_that_are_killed_lose_no_acknowledged_write() {
     let folder = tempfile::tempdir().unwrap();
     let routes = FileRoutes::new(folder.path());
     let shared: Arc<dyn Routes> = Arc::new(routes.clone());
-    let mut servers = [serve(folder.path(), 0), serve(folder.path(), 1)];
+    let start = |number| serve(folder.path(), number, &["--announce"]).0;
+    let mut servers = [start(0), start(1)];
     let load = Load::new();
     let kills = if std::env::var_os("VMM_TEST_LONG").is_some() { 300 } else { 12 };
     let requests = load.run(&shared, 3, || {
@@ -247,11 +216,10 @@ fn servers_that_are_killed_lose_no_acknowledged_write() {
             // A move takes some milliseconds: kills are spread over it and a little more.
             thread::sleep(Duration::from_micros(u64::try_from(round % 12).unwrap() * 700));
             let victim = usize::try_from(if round % 2 == 0 { home.0 } else { other.0 }).unwrap();
-            let number = u32::try_from(victim).unwrap();
             let dead = &mut servers[victim];
             dead.0.kill().unwrap();
             dead.0.wait().unwrap();
-            *dead = serve(folder.path(), number);
+            *dead = start(victim);
             let _ = mover.join().unwrap(); // it may have succeeded or not
             let before = load.requests.load(Ordering::Relaxed);
             let end = Instant::now() + Duration::from_secs(30);

@@ -7,8 +7,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::{
-    Etcd, assert_served, boot_behind_tunnel, client, ip, is_there, may_serve, moves, patiently,
-    server,
+    Etcd, assert_served, boot_behind_tunnel, client, host_options, ip, is_there, may_serve, moves,
+    patiently, server,
 };
 use crate::common::Bench;
 use crate::common::agent::{Agent, HANG};
@@ -59,16 +59,13 @@ fn lab(name: &str) -> u8 {
 }
 
 /// The agent of host `number`, which knows the other.
-fn agent_of(number: u8, bench: Bench, shared: &Path) -> Agent {
-    let other = 3 - number;
+fn agent_of(number: usize, bench: Bench, shared: &Path) -> Agent {
+    let peer = format!("https://10.99.0.{}:8443", 3 - number);
     let file = |name: &str| shared.join(name).display().to_string();
     let (ca, certificate, key) =
         (file("ca.pem"), file(&format!("h{number}.pem")), file(&format!("h{number}.key")));
-    let options = [
-        format!("--host-name=h{number}"),
-        format!("--directory=etcd=http://{ETCD}"),
-        format!("--peer=h{other}=https://10.99.0.{other}:8443,tunnel=10.99.0.{other}"),
-        format!("--tunnel=bridge=br77,local=10.99.0.{number}"),
+    let mut options = host_options(number, ETCD, &peer, "10.99.0");
+    options.extend([
         format!("--listen=10.99.0.{number}:8443"),
         format!("--tls-cert={certificate}"),
         format!("--tls-key={key}"),
@@ -76,8 +73,7 @@ fn agent_of(number: u8, bench: Bench, shared: &Path) -> Agent {
         format!("--peer-tls-ca={ca}"),
         format!("--peer-tls-cert={certificate}"),
         format!("--peer-tls-key={key}"),
-        "--damping=off".to_owned(),
-    ];
+    ]);
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     Agent::with(bench, &options)
 }

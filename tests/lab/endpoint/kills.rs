@@ -11,7 +11,8 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use super::{
-    Etcd, boot_behind_tunnel, client, ip, is_there, may_serve, patiently, server, unshare_network,
+    Etcd, boot_behind_tunnel, client, host_options, ip, is_there, may_serve, patiently, server,
+    unshare_network,
 };
 use crate::common::agent::Agent;
 use crate::common::ramdisk::{example, push_script};
@@ -25,6 +26,8 @@ const STEPS: [&str; 13] = [
 /// Before each of these whatever can be killed is killed, before others one of it, in turn. All before each, if
 /// it may take long.
 const DECISIVE: [&str; 3] = ["stop", "commit", "open"];
+/// How long a bridge is down, and a directory gone: clients send again meanwhile.
+const OUTAGE: Duration = Duration::from_secs(1);
 /// How long a move waits before its step: what is killed then is killed there.
 const WAITS: Duration = Duration::from_secs(3);
 
@@ -89,14 +92,7 @@ fn network() -> File {
 
 /// The agent of host `number`, which knows the other.
 fn agent_of(number: usize, bench: Bench, peer: &str) -> Agent {
-    let other = 3 - number;
-    let options = [
-        format!("--host-name=h{number}"),
-        format!("--directory=etcd=http://{ETCD}"),
-        format!("--peer=h{other}=unix:{peer},tunnel=10.88.0.{other}"),
-        format!("--tunnel=bridge=br77,local=10.88.0.{number}"),
-        "--damping=off".to_owned(),
-    ];
+    let options = host_options(number, ETCD, &format!("unix:{peer}"), "10.88.0");
     let options: Vec<&str> = options.iter().map(String::as_str).collect();
     Agent::with(bench, &options)
 }
@@ -252,12 +248,12 @@ impl Scene {
             }
             Victim::Switch => self.hosts[source].inside(|_| {
                 ip("link set br77 down");
-                std::thread::sleep(Duration::from_secs(1));
+                std::thread::sleep(OUTAGE);
                 ip("link set br77 up");
             }),
             Victim::Directory => {
                 self.etcd.kill();
-                std::thread::sleep(Duration::from_secs(1));
+                std::thread::sleep(OUTAGE);
                 let etcd = &mut self.etcd;
                 inside(&self.hosts[0].network, || etcd.start_again());
             }

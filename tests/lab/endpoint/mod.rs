@@ -156,6 +156,19 @@ fn is_begun(agent: &Agent) {
     patiently(agent, "the client is served", |agent| agent.console("c").lines().any(words));
 }
 
+/// The options of the agent of host `number`, whose tunnel ends at `network`'s address of that number, with the other
+/// host's agent at `peer`.
+fn host_options(number: usize, etcd: &str, peer: &str, network: &str) -> Vec<String> {
+    let other = 3 - number;
+    vec![
+        format!("--host-name=h{number}"),
+        format!("--directory=etcd=http://{etcd}"),
+        format!("--peer=h{other}={peer},tunnel={network}.{other}"),
+        format!("--tunnel=bridge=br77,local={network}.{number}"),
+        "--damping=off".to_owned(),
+    ]
+}
+
 /// An etcd of one member, which keeps what it knows in its folder.
 struct Etcd {
     folder: PathBuf,

@@ -13,7 +13,7 @@ use crate::plane::PlaneError;
 use crate::sys;
 
 /// The type of frames of RARP.
-pub const ETHERTYPE: u16 = 0x8035;
+const ETHERTYPE: u16 = 0x8035;
 /// The shortest frame of Ethernet, without its checksum (IEEE 802.3 clause 4).
 const SHORTEST: usize = 60;
 /// A range may be long: of so many identifiers it is said. Others have it said by what they send.

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::mpsc::channel;
 
-use continuation::errand::{Service, drain, unaccepted};
+use continuation::errand::{Service, drain, left_behind};
 use continuation::mover::Arrived;
 use continuation::service::Continuation;
 use continuation::state::ConnectionState;
@@ -29,7 +29,7 @@ impl Service for Home {
         let (reply, replied) = channel();
         self.server.tell(Order::Stop(self.service, reply));
         let stopped = replied.recv().map_err(|_| "the server has ended".to_owned())?;
-        match unaccepted(self.service, stopped.len()) {
+        match left_behind(self.service, stopped.len()) {
             Ok(0) => Ok(stopped),
             other => {
                 self.server.tell(Order::GoOn(stopped));

@@ -12,9 +12,9 @@ pub mod blob;
 mod drain;
 mod host;
 mod leave;
+mod left_behind;
 #[cfg(test)]
 mod tests;
-mod unaccepted;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -27,9 +27,9 @@ use control_abi::status::Error;
 use guest_agent::calls::endpoint::{Errand, ErrandKind};
 use guest_agent::driver::DriverError;
 
-pub use self::unaccepted::unaccepted;
 pub use drain::drain;
 pub use host::Host;
+pub use left_behind::left_behind;
 
 use self::leave::{Frozen, close};
 use crate::mover::Arrived;

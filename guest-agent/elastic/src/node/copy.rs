@@ -113,18 +113,6 @@ impl Source {
         }
     }
 
-    pub(super) fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    pub(super) fn range(&self) -> Range {
-        self.range
-    }
-
-    pub(super) fn peer(&self) -> Peer {
-        self.peer
-    }
-
     /// Whether requests for `id` must wait.
     pub(super) fn holds(&self, id: u64) -> bool {
         let frozen =

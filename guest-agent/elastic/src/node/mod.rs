@@ -254,7 +254,7 @@ impl Node {
 
     /// Transfers under way that began here.
     pub fn outgoing(&self) -> impl Iterator<Item = (TransferId, Kind, Range, Peer)> {
-        self.sources.iter().map(|(id, source)| (*id, source.kind(), source.range(), source.peer()))
+        self.sources.iter().map(|(id, source)| (*id, source.kind, source.range, source.peer))
     }
 
     /// Transfers under way to here.

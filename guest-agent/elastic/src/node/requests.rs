@@ -95,7 +95,7 @@ impl Node {
         let ids: BTreeSet<_> = self
             .sources
             .iter()
-            .filter(|(_, source)| source.range().contains(id))
+            .filter(|(_, source)| source.range.contains(id))
             .map(|(id, _)| *id)
             .collect();
         for id in ids {

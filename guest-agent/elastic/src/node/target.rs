@@ -150,7 +150,7 @@ impl Node {
                 });
                 // A range that is ours, or about to be, does not come from elsewhere.
                 let overlaps = self.owned.iter().any(|(own, _)| own.overlaps(range))
-                    || self.sources.values().any(|source| source.range().overlaps(range))
+                    || self.sources.values().any(|source| source.range.overlaps(range))
                     || self.targets.values().any(|target| {
                         (target.kind == Kind::Move || kind == Kind::Mirror)
                             && target.range.overlaps(range)

@@ -14,18 +14,19 @@
 //!   acknowledged is at the mirror, which can be promoted; a mirror that was not complete cannot.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod relay;
 
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command as Process, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::{Running, SECRET};
 use elastic::Peer;
 use elastic::client::{self, Client};
 use elastic::range::{Key, Range};
@@ -33,7 +34,6 @@ use elastic::routes::{FileRoutes, Routes};
 use elastic::server::{Command, Report};
 use relay::{Gate, Relay};
 
-const SECRET: [u8; 16] = *b"of the test only";
 /// So many that there are several chunks of them in a half.
 const KEYS: usize = 32;
 const WAIT: Duration = Duration::from_secs(60);
@@ -81,40 +81,12 @@ struct Scenario {
     memory: bool,
 }
 
-/// A server as a process, which is killed when dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn example() -> PathBuf {
-    // Cargo builds examples beside the tests' folder.
-    let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().parent().unwrap().join("examples/elastic-kv")
-}
-
 /// A running server, and its address.
 fn serve(folder: &Path, number: usize, memory: bool) -> (Running, String) {
-    let mut child = Process::new(example())
-        .args(["serve", "--patience-ms", "1000", "--chunk", "4096", "--server"])
-        .arg(number.to_string())
-        .args((number == 0).then_some("--announce"))
-        .args(memory.then_some("--memory"))
-        .arg("--folder")
-        .arg(folder)
-        .env("ELASTIC_SECRET", SECRET.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-    assert!(line.contains(':'), "server {number} does not run");
-    (Running(child), line.trim().to_owned())
+    let mut options = vec!["--patience-ms", "1000", "--chunk", "4096"];
+    options.extend((number == 0).then_some("--announce"));
+    options.extend(memory.then_some("--memory"));
+    common::serve(folder, number, &options)
 }
 
 fn name(key: usize) -> Vec<u8> {

@@ -78,14 +78,15 @@ impl Endpoints {
         if !self.0.moves.heed(order.range, ticket) {
             return Outcome::Refused("a later order was carried out already".into());
         }
-        moment::before("order", order.what.name());
+        // Meanwhile nobody here takes the move for one that is left.
         lock(&self.0.moves.obeying).insert(order.number);
-        let outcome = self.obey_new(order);
+        moment::before("order", order.what.name());
+        let outcome = self.follow_order(order);
         lock(&self.0.moves.obeying).remove(&order.number);
         outcome
     }
 
-    fn obey_new(&self, order: &Order) -> Outcome {
+    fn follow_order(&self, order: &Order) -> Outcome {
         let errand = |deed| Errand {
             deed,
             number: order.number,

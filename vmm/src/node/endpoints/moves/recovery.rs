@@ -62,9 +62,12 @@ impl Endpoints {
                 return;
             }
         };
-        let record = record.filter(|record| record.range == begun.range);
         if record.as_ref().is_some_and(|record| record.phase.heir().is_some()) {
             return;
+        }
+        // Split or merged since, which only a range that is at home can be: its guests have heard.
+        if record.as_ref().is_some_and(|record| record.range != begun.range) {
+            return self.forget(begun);
         }
         let home = record.as_ref().map(|record| &record.home);
         for (place, gone, stays) in
@@ -89,12 +92,16 @@ impl Endpoints {
             };
             log::info!("move {} at {place}: {outcome:?}, {passed:?}", begun.number);
         }
-        lock(&self.0.moves.states).remove(&begun.number);
-        lock(&self.0.moves.coming).remove(&begun.range);
-        self.0.store.end(begun.number);
+        self.forget(begun);
         if let Some(record) = record {
             self.lead(&[record]);
         }
+    }
+
+    fn forget(&self, begun: &Begun) {
+        lock(&self.0.moves.states).remove(&begun.number);
+        lock(&self.0.moves.coming).remove(&begun.range);
+        self.0.store.end(begun.number);
     }
 
     /// Ends moves that were decided, but that nobody carries on: an agent that is killed between its commit and its

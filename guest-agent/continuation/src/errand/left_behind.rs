@@ -1,4 +1,5 @@
-//! Connections of a service that its server does not have yet, or has no more. Of the former, in the listener's queue
+//! Connections that a move would leave behind: those that the server of a service does not have yet, or has no more. Of
+//! the former, in the listener's queue
 //! or in the middle of their handshake, a move would leave the clients reset. The latter the kernel ends by itself, when the
 //! peer has the last bytes: a move would leave their clients waiting for these.
 
@@ -21,7 +22,7 @@ const MOST_REPEATS: u32 = 4;
 ///
 /// # Errors
 /// The kernel's list cannot be read.
-pub fn unaccepted(service: SocketAddr, handed: usize) -> io::Result<usize> {
+pub fn left_behind(service: SocketAddr, handed: usize) -> io::Result<usize> {
     let file = if service.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
     Ok(count(&fs::read_to_string(file)?, service).saturating_sub(handed))
 }
@@ -29,15 +30,13 @@ pub fn unaccepted(service: SocketAddr, handed: usize) -> io::Result<usize> {
 fn count(list: &str, service: SocketAddr) -> usize {
     // The list is read in pieces, and has one twice if others come and go meanwhile.
     let peers = list.lines().skip(1).filter_map(|line| {
-        let mut words = line.split_whitespace().skip(1);
-        let (local, peer, state) = (words.next()?, words.next()?, words.next()?);
-        let mut is_ending = || {
-            let repeats = u32::from_str_radix(words.nth(2)?, 16).ok()?;
-            Some(ENDING.contains(&state) && repeats <= MOST_REPEATS)
-        };
-        let is_one = address(local) == Some(service)
-            && (OPEN.contains(&state) || is_ending().unwrap_or_default());
-        is_one.then_some(peer)
+        let words: Vec<_> = line.split_whitespace().collect();
+        let [_, local, peer, state, rest @ ..] = words.as_slice() else { return None };
+        // Behind the queues and the timer.
+        let repeats = rest.get(2).and_then(|text| u32::from_str_radix(text, 16).ok());
+        let is_ending = ENDING.contains(state) && repeats.is_some_and(|n| n <= MOST_REPEATS);
+        let counts = OPEN.contains(state) || is_ending;
+        (counts && address(local) == Some(service)).then_some(*peer)
     });
     peers.collect::<HashSet<_>>().len()
 }
@@ -77,11 +76,14 @@ mod tests {
         for loopback in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(loopback).unwrap();
             let service = listener.local_addr().unwrap();
-            assert_eq!(unaccepted(service, 0).unwrap(), 0);
+            assert_eq!(left_behind(service, 0).unwrap(), 0);
             let _clients = [(); 2].map(|()| TcpStream::connect(service).unwrap());
-            assert_eq!(unaccepted(service, 0).unwrap(), 2);
+            assert_eq!(left_behind(service, 0).unwrap(), 2);
             let _one = listener.accept().unwrap();
-            assert_eq!((unaccepted(service, 1).unwrap(), unaccepted(service, 2).unwrap()), (1, 0));
+            assert_eq!(
+                (left_behind(service, 1).unwrap(), left_behind(service, 2).unwrap()),
+                (1, 0)
+            );
         }
     }
 
@@ -95,11 +97,11 @@ mod tests {
         one.set_nonblocking(true).unwrap();
         while one.write(&[7; 16384]).is_ok() {}
         drop(one);
-        assert_eq!(unaccepted(service, 0).unwrap(), 1);
+        assert_eq!(left_behind(service, 0).unwrap(), 1);
         let mut all = Vec::new();
         client.read_to_end(&mut all).unwrap();
         let begun = Instant::now();
-        while unaccepted(service, 0).unwrap() != 0 {
+        while left_behind(service, 0).unwrap() != 0 {
             assert!(begun.elapsed() < Duration::from_secs(10));
         }
     }
