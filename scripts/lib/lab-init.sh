@@ -23,6 +23,9 @@ mount_9p() {
 /bin/busybox mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+# What comes here is to interrupt, no more (see pulse in machines.sh).
+stty -F /dev/ttyS1 raw -echo
+cat /dev/ttyS1 >/dev/null &
 modprobe -a @MODULES@ 2>/dev/console &
 loading=$!
 modprobe -a virtio_pci 9pnet_virtio 9p || fail "no 9p in this kernel"

@@ -1,7 +1,7 @@
 # shellcheck shell=bash disable=SC2154 # the variables of scripts/lab
-# The processes of a lab run (see scripts/lab): one QEMU a node, the switch between them, the
-# relays of what the commands print, the clock. All are children of this shell and die with it,
-# even by SIGKILL (setpriv --pdeathsig). Sourced by scripts/lab.
+# The processes of a lab run (see scripts/lab): one QEMU a node, what keeps it awake, the switch
+# between them, the relays of what the commands print, the clock. All are children of this shell
+# and die with it, even by SIGKILL (setpriv --pdeathsig). Sourced by scripts/lab.
 #
 # A run has a folder, $run, in the cache:
 #
@@ -10,12 +10,14 @@
 #                    out, err, status, failure from there
 #   consoleI         the kernel's messages of node I
 #   qemuI, switch    what QEMU had to say
+#   pulseI.in, .out  what keeps node I awake, see pulse
 #   kept             there if the lab failed and the folder is to stay
 
 machines=() # process of each node that runs, by node
 relays=()   # processes that pass on the nodes' output
 switch=''   # process
 clock=''    # process that ends when the time is up
+pulses=()   # process that keeps each node awake, by node
 lost=()     # nodes that ended without a result
 
 # child COMMAND...: runs it in the background, with this stdin, such that it cannot outlive us.
@@ -58,6 +60,17 @@ switch_on() {
     done
 }
 
+# pulse NODE: an interrupt of the node's second serial line, twice a second. With SVM, QEMU's thread for a
+# processor changes the set of its pending interrupts at each exit of a guest without the lock under which
+# other threads add to it: now and then it loses the timer's, and a halted processor would never wake. The next
+# interrupt of any device has it ask its APIC again, which still has the lost one.
+pulse() {
+    mkfifo "$run/pulse$1.in" "$run/pulse$1.out"
+    # Both fifos are open for both, so that nobody waits for the other to open them.
+    child bash -c 'while :; do read -rt 0.5 -u 3 || echo; done' 3<>"$run/pulse$1.out" 1<>"$run/pulse$1.in"
+    pulses[$1]=$!
+}
+
 # launch NODE: starts the node's QEMU.
 launch() {
     local node=$1 folder=${run//,/,,} net=() terminal=()
@@ -70,6 +83,7 @@ launch() {
         -chardev "stdio,id=terminal,signal=off,mux=on" -echr 0x1d
         -device virtio-serial-pci -device "virtconsole,chardev=terminal"
     )
+    pulse "$node"
     # Without "rep" string moves being called fast (erms, fsrm): the emulator does them byte by
     # byte, so that clearing and copying memory would take the lab eight times as long.
     child qemu-system-x86_64 -name "lab$node" -nodefaults -no-user-config \
@@ -78,6 +92,7 @@ launch() {
         -kernel "$kernel_tree/vmlinux" -initrd "$initramfs" \
         -append "console=ttyS0 panic=-1 quiet mitigations=off lab.node=$node" \
         -chardev "file,id=log,path=$folder/console$node" -serial chardev:log \
+        -chardev "pipe,id=pulse,path=$folder/pulse$node" -serial chardev:pulse \
         -device virtio-rng-pci \
         -virtfs "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap" \
         -virtfs "local,path=$folder/control,mount_tag=control,security_model=none" \
@@ -163,9 +178,9 @@ fail() {
 end() {
     local node
     trap '' INT TERM HUP
-    kill -KILL "${machines[@]}" ${switch:+"$switch"} ${clock:+"$clock"} 2>/dev/null || true
+    kill -KILL "${machines[@]}" "${pulses[@]}" ${switch:+"$switch"} ${clock:+"$clock"} 2>/dev/null || true
     # Only a process that was waited for is gone for the relays, which then write the rest.
-    for node in "${machines[@]}" "${relays[@]}"; do wait "$node" || true; done 2>/dev/null
+    for node in "${machines[@]}" "${pulses[@]}" "${relays[@]}"; do wait "$node" || true; done 2>/dev/null
     [[ -z $terminal_state ]] || stty "$terminal_state"
     if [[ -n $console && -n $run ]]; then
         for ((node = 1; node <= nodes; node++)); do
