@@ -99,7 +99,9 @@ fn a_guest_of_the_agent_has_its_network_from_within_a_jail_and_outlives_it() {
     let script = "netup\ngateway=$(ip route | awk '$1 == \"default\" { print $3 }')\n\
                   ping -c 1 -W 20 $gateway && echo script: reached\n\
                   while ping -c 1 -W 2 $gateway >/dev/null; do sleep 1; done\n\
-                  echo script: alone\nsleep 600\n";
+                  tries=20\n\
+                  until [ $(cat /sys/class/net/eth0/carrier) = 0 ] || [ $((tries -= 1)) = 0 ]; do sleep 1; done\n\
+                  echo script: alone, carrier $(cat /sys/class/net/eth0/carrier)\nsleep 600\n";
     push_script(&bench, "netted", script, &[]);
     let agent = Agent::with(bench, &[]);
     agent.boot("web", "netted", &["--net", "nat", "--vsock", "cid=5", "--memory", "256M"]);
@@ -118,13 +120,14 @@ fn a_guest_of_the_agent_has_its_network_from_within_a_jail_and_outlives_it() {
         assert_eq!((field("CapEff:").trim_matches('0'), field("NoNewPrivs:").as_str()), ("", "1"));
         assert!(!field("Uid:").starts_with("0\t"), "{status}");
     }
-    // Somebody takes its interface away: the guest hears nobody any more, and that is all.
+    // Somebody takes its interface away: the guest hears nobody any more, sees why, and that is all.
     let tap =
         agent.json(&["inspect", "web", "--json"])["network"]["tap"].as_str().unwrap().to_owned();
     let deleted = Command::new("ip").args(["link", "del", &tap]).status().unwrap();
     assert!(deleted.success(), "{tap}");
     agent.wait_until("alone or dead", |agent| {
-        agent.console("web").contains("script: alone") || agent.in_state("running").is_empty()
+        agent.console("web").contains("script: alone, carrier 0")
+            || agent.in_state("running").is_empty()
     });
     assert_eq!(agent.in_state("running"), ["web"], "{} {}", agent.vm("web"), agent.console("web"));
     agent.expect(0, &["stop", "web"]);

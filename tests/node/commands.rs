@@ -10,6 +10,22 @@ use crate::agent::Agent;
 use crate::common::{Bench, stderr, stdout};
 
 #[test]
+fn a_bridge_that_the_operator_has_not_allowed_is_refused() {
+    let agent = Agent::start(&["--allow-bridge", "inner0", "--allow-bridge", "inner1"]);
+    let boot = |bridge: &str, code: i32| {
+        let net = format!("bridge={bridge}");
+        let words = ["boot", "--node", "-d", "--hold", "--image", "small", "--name", "a"];
+        stderr(&agent.run(code, &[&words[..], &["--net", &net]].concat()))
+    };
+    let said = boot("uplink0", 2);
+    assert!(said.contains("uplink0") && said.contains("inner1"), "{said}");
+    assert_eq!(agent.text(&["ps", "--all"]).lines().count(), 1, "nothing was begun");
+    // It may be there; that it is not is another matter.
+    let said = boot("inner1", 1);
+    assert!(said.contains("no bridge 'inner1'"), "{said}");
+}
+
+#[test]
 fn a_vm_is_booted_seen_stopped_and_deleted() {
     let agent = Agent::start(&[]);
     agent.hold("web");

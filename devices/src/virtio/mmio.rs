@@ -193,13 +193,11 @@ impl<D: VirtioDevice> MmioTransport<D> {
             return;
         }
         match self.device.process_queue(index, &self.memory) {
-            Ok(QueueProgress { interrupt, more }) => {
-                if more {
+            Ok(progress) => {
+                if progress.more {
                     self.signal_queue(index);
                 }
-                if interrupt {
-                    self.interrupt(VIRTIO_MMIO_INT_VRING);
-                }
+                self.tell(progress);
             }
             Err(error) => self.fail(&error),
         }
@@ -214,14 +212,20 @@ impl<D: VirtioDevice> MmioTransport<D> {
     /// Serves the host's side of the device after its event was signalled.
     pub fn handle_host_event(&mut self) {
         match self.device.process_host_event(&self.memory) {
-            Ok(QueueProgress { interrupt, .. }) => {
-                if interrupt && self.status.is_live() {
-                    self.interrupt(VIRTIO_MMIO_INT_VRING);
-                }
-            }
+            Ok(progress) => self.tell(progress),
             // A device that its driver has not started has no queues that could be broken.
             Err(error) if self.status.is_live() => self.fail(&error),
             Err(error) => debug!("Virtio: host event before the driver: {error}"),
+        }
+    }
+
+    /// Tells the driver what it wants to hear of, if there is one.
+    fn tell(&mut self, progress: QueueProgress) {
+        if progress.interrupt && self.status.is_live() {
+            self.interrupt(VIRTIO_MMIO_INT_VRING);
+        }
+        if progress.config {
+            self.config_changed();
         }
     }
 

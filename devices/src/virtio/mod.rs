@@ -137,6 +137,8 @@ pub struct QueueProgress {
     pub interrupt: bool,
     /// Requests are left: call again. Of host events that is said by the descriptor itself.
     pub more: bool,
+    /// The configuration space is another than before: the driver is to read it again.
+    pub config: bool,
 }
 
 /// Why a device cannot go on before its driver has reset it.

@@ -105,6 +105,7 @@ impl VirtioDevice for Rng {
             interrupt: used && queue.needs_notification(memory).map_err(broken)?,
             more: queue.avail_idx(memory, Ordering::Acquire).map_err(broken)?
                 != Wrapping(queue.next_avail()),
+            config: false,
         })
     }
 

@@ -15,6 +15,9 @@ use crate::net_driver::{EVENT_IDX, MAC, MERGE, NetDriver, RINGS, RX, TX, config,
 
 const PEER: [u8; 6] = [2, 0, 0, 0, 0, 9];
 const BUFFER: u64 = 0x3_0000;
+/// Why the device interrupts: a register of the transport (virtio 1.2, 4.2.2), and a bit of it.
+const INTERRUPT_STATUS: u64 = 0x60;
+const CONFIG_CHANGED: u32 = 2;
 const GUEST_CSUM: u64 = 1 << 1;
 const GUEST_TSO4: u64 = 1 << 7;
 
@@ -259,7 +262,9 @@ fn an_interface_that_is_gone_is_down_and_silent() {
     driver.notify(RX);
     driver.host.gone.store(true, Ordering::Relaxed);
     driver.peer.send(&[1]).unwrap();
+    assert_eq!(driver.read(INTERRUPT_STATUS) & CONFIG_CHANGED, 0);
     driver.run();
+    assert_eq!(driver.read(INTERRUPT_STATUS) & CONFIG_CHANGED, CONFIG_CHANGED, "told");
     assert_eq!(driver.read(0x104) >> 16, 0, "link down");
     assert!(!driver.host_ready(false));
     driver.send(&frame(PEER, MAC, 60));

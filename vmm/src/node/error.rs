@@ -47,6 +47,14 @@ pub enum NodeError {
     /// The node has as many VMs as it may.
     #[error("the node has {0} VMs, as many as it may (--max-vms)")]
     Full(u32),
+    /// Its VMs may not be on this bridge.
+    #[error("VMs of this node may not be on bridge '{bridge}': use one of {allowed:?} (--allow-bridge)")]
+    Bridge {
+        /// Its name.
+        bridge: String,
+        /// Those that they may be on.
+        allowed: Vec<String>,
+    },
     /// The node takes no new VMs.
     #[error("the node is being drained and takes no new VMs ('vmm node undrain')")]
     Draining,
@@ -131,6 +139,7 @@ impl NodeError {
             Self::Exists(_) => "exists",
             Self::State { .. } | Self::Slow { .. } | Self::InUse { .. } => "state",
             Self::Full(_) | Self::PoolFull { .. } => "capacity",
+            Self::Bridge { .. } => "invalid",
             Self::Draining => "draining",
             Self::Image(LoadError::NotFound(_)) => "image_not_found",
             Self::Image(LoadError::Damaged { .. } | LoadError::DamagedInPlace { .. })

@@ -76,6 +76,8 @@ struct Inner {
     endpoints: Endpoints,
     draining: AtomicBool,
     max_vms: u32,
+    /// The bridges that VMs may be on; any, if none is named.
+    allow_bridge: Vec<String>,
     keep_pool: bool,
     _lock: File,
 }
@@ -123,6 +125,7 @@ impl Node {
             endpoints,
             draining: AtomicBool::new(false),
             max_vms: options.max_vms,
+            allow_bridge: options.allow_bridge.clone(),
             keep_pool: options.keep_pool,
             _lock: lock,
         }));
@@ -188,12 +191,14 @@ impl Node {
     /// brought first, and VMs that came before it are let go first.
     ///
     /// # Errors
-    /// The name is taken, the node takes no more, the image cannot be had, or the system's refusal.
+    /// The name is taken, the node takes no more, its VMs may not be on the bridge, the image cannot be had, or
+    /// the system's refusal.
     pub fn create(&self, create: &CreateVm) -> Result<VmInfo, NodeError> {
         let node = &self.0;
         if node.draining.load(Ordering::Relaxed) {
             return Err(NodeError::Draining);
         }
+        node.allows(create.spec.net.bridge.as_deref())?;
         if !create.hold {
             host::kvm::require_stock_kernels()?;
         }
@@ -467,6 +472,17 @@ impl Node {
 }
 
 impl Inner {
+    /// Whether VMs may be on this bridge, if they are to be on one.
+    fn allows(&self, bridge: Option<&str>) -> Result<(), NodeError> {
+        let allowed = &self.allow_bridge;
+        match bridge {
+            Some(bridge) if !allowed.is_empty() && !allowed.iter().any(|it| it == bridge) => {
+                Err(NodeError::Bridge { bridge: bridge.to_owned(), allowed: allowed.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// A number that no VM had before.
     fn number(&self) -> u64 {
         let number = self.next.fetch_add(1, Ordering::Relaxed);

@@ -41,6 +41,11 @@ pub struct NodeOptions {
     #[arg(long)]
     pub no_jail: bool,
 
+    /// A bridge that VMs may be put on with '--net bridge=NAME'. For each one; by default any of this host's,
+    /// so name those that whoever may ask this agent may be on.
+    #[arg(long, value_name = "NAME")]
+    pub allow_bridge: Vec<String>,
+
     /// When the agent ends, leave the pool in memory for the next one. VMs live on in any case.
     #[arg(long)]
     pub keep_pool: bool,

@@ -131,6 +131,7 @@ impl Block {
             more: room
                 && queue.avail_idx(memory, Ordering::Acquire).map_err(broken)?
                     != Wrapping(queue.next_avail()),
+            config: false,
         })
     }
 
@@ -247,7 +248,7 @@ impl VirtioDevice for Block {
         if served.more {
             self.backend.wake();
         }
-        Ok(QueueProgress { interrupt: interrupt || served.interrupt, more: false })
+        Ok(QueueProgress { interrupt: interrupt || served.interrupt, ..QueueProgress::default() })
     }
 }
 

@@ -257,7 +257,8 @@ fn notifications_signal_the_queue_and_serving_it_interrupts() {
     machine.write(VIRTIO_MMIO_QUEUE_NOTIFY, 0);
     assert_eq!(machine.transport.queue_event(0).read().unwrap(), 1);
 
-    machine.transport.device.outcome = Some(QueueProgress { interrupt: true, more: true });
+    machine.transport.device.outcome =
+        Some(QueueProgress { interrupt: true, more: true, config: false });
     machine.transport.handle_queue_event(0);
     assert_eq!(machine.transport.queue_event(0).read().unwrap(), 1);
     assert_eq!(machine.interrupt.read().unwrap(), 1);
@@ -270,6 +271,14 @@ fn notifications_signal_the_queue_and_serving_it_interrupts() {
     machine.transport.device.outcome = Some(QueueProgress::default());
     machine.transport.handle_queue_event(0);
     assert!(machine.interrupt.read().is_err());
+
+    let changed = QueueProgress { config: true, ..QueueProgress::default() };
+    machine.transport.device.outcome = Some(changed);
+    let generation = machine.read(VIRTIO_MMIO_CONFIG_GENERATION);
+    machine.transport.handle_queue_event(0);
+    assert_eq!(machine.read(VIRTIO_MMIO_INTERRUPT_STATUS), VIRTIO_MMIO_INT_CONFIG);
+    assert_ne!(machine.read(VIRTIO_MMIO_CONFIG_GENERATION), generation);
+    assert_eq!(machine.interrupt.read().unwrap(), 1);
     machine.transport.handle_queue_event(1);
     machine.transport.handle_queue_event(2);
     assert_eq!(machine.probe().processed, [0, 0]);

@@ -133,6 +133,8 @@ pub struct Net {
     mtu: u16,
     /// Whether the interface is still there.
     linked: bool,
+    /// Whether the driver is still to be told that it is not.
+    unlinked: bool,
     identity: Identity,
     ports: PortFilter,
     answerer: Option<Answerer>,
@@ -186,6 +188,7 @@ impl Net {
             mac,
             mtu,
             linked: true,
+            unlinked: false,
             identity: Identity { mac, ipv4, ipv6 },
             ports: PortFilter::new(allow_in, allow_out),
             answerer: lease.map(|lease| Answerer::new(mac, mtu, lease)),
@@ -256,7 +259,7 @@ impl Net {
     fn unlink(&mut self, error: &io::Error) {
         // Once in the device's life.
         warn!("The network interface {} is gone: {error}", self.mac);
-        self.linked = false;
+        (self.linked, self.unlinked) = (false, true);
     }
 
     /// Serves one way or both; a device that cannot go on stops, and waits for nothing.
@@ -289,6 +292,8 @@ impl Net {
         if receive {
             progress.interrupt |= self.serve_receive(memory)?;
         }
+        // The driver sees in the configuration space that the carrier is lost.
+        progress.config = std::mem::take(&mut self.unlinked);
         Ok(progress)
     }
 

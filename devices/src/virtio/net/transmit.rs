@@ -62,7 +62,7 @@ impl Net {
         }
         let interrupt = used && queue.needs_notification(memory).map_err(broken)?;
         self.transmitter.queue = Some(queue);
-        Ok(QueueProgress { interrupt, more })
+        Ok(QueueProgress { interrupt, more, config: false })
     }
 
     /// Sends the frame that is in the buffer, or does with it what is to be done; `false` if it is

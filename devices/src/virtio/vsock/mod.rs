@@ -186,7 +186,7 @@ impl Vsock {
                 interrupt |= queue.needs_notification(memory).map_err(broken(index))?;
             }
         }
-        Ok(QueueProgress { interrupt, more: false })
+        Ok(QueueProgress { interrupt, ..QueueProgress::default() })
     }
 
     /// Takes one packet from the guest, if there is one and there is room for an answer.

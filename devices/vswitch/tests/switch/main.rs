@@ -9,5 +9,7 @@ mod load;
 mod model;
 #[cfg(feature = "ovs")]
 mod ovs;
+#[cfg(feature = "ovs")]
+mod ovs_shared;
 mod rig;
 mod vxlan;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vswitch::bridge::{links, netlink::Route};
-use vswitch::ovs::{OvsSwitch, Role};
+use vswitch::ovs::{OvsSwitch, Rest, Role};
 use vswitch::sys;
 
 use crate::rig::{Guest, PATIENCE, Rig, TapGuest};
@@ -17,14 +17,15 @@ use crate::rig::{Guest, PATIENCE, Rig, TapGuest};
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
 /// The two daemons.
-struct Daemons {
+pub struct Daemons {
     folder: TempDir,
-    children: Vec<Child>,
+    /// The database's, and the one that forwards.
+    pub children: Vec<Child>,
 }
 
 impl Daemons {
     /// A command of Open vSwitch in its folder.
-    fn command(&self, program: &str) -> Command {
+    pub fn command(&self, program: &str) -> Command {
         let folder = self.folder.path();
         let mut command = Command::new(program);
         for name in ["OVS_RUNDIR", "OVS_LOGDIR", "OVS_DBDIR", "OVS_SYSCONFDIR"] {
@@ -34,13 +35,13 @@ impl Daemons {
         command
     }
 
-    fn run(&self, program: &str, arguments: &[&str]) {
+    pub fn run(&self, program: &str, arguments: &[&str]) {
         let status = self.command(program).args(arguments).status();
         let status = status.expect("Open vSwitch is installed (scripts/setup test)");
         assert!(status.success(), "{program} {arguments:?}");
     }
 
-    fn path(&self, name: &str) -> String {
+    pub fn path(&self, name: &str) -> String {
         self.folder.path().join(name).to_str().unwrap().to_owned()
     }
 
@@ -52,7 +53,7 @@ impl Daemons {
         }
     }
 
-    fn start() -> Self {
+    pub fn start() -> Self {
         let mut daemons = Self { folder: tempfile::tempdir().unwrap(), children: Vec::new() };
         let database = daemons.path("conf.db");
         daemons.run("ovsdb-tool", &["create", &database, SCHEMA]);
@@ -61,17 +62,21 @@ impl Daemons {
         let child = daemons.command("ovsdb-server").args([&remote, &database]).spawn().unwrap();
         daemons.children.push(child);
         daemons.wait_for("db.sock");
-        let mut command = daemons.command("ovs-vswitchd");
-        // Without the kernel's datapath: what is forwarded is forwarded in the daemon.
-        command.args(["--disable-system", &format!("unix:{socket}")]);
-        daemons.children.push(command.spawn().unwrap());
+        daemons.start_switch();
         daemons.control("--no-wait init");
         daemons.control("add-br sw0 -- set bridge sw0 datapath_type=netdev fail_mode=secure");
         daemons.wait_for("sw0.mgmt");
         daemons
     }
 
-    fn control(&self, words: &str) {
+    pub fn start_switch(&mut self) {
+        let mut command = self.command("ovs-vswitchd");
+        // Without the kernel's datapath: what is forwarded is forwarded in the daemon.
+        command.args(["--disable-system", &format!("unix:{}", self.path("db.sock"))]);
+        self.children.push(command.spawn().unwrap());
+    }
+
+    pub fn control(&self, words: &str) {
         let socket = format!("--db=unix:{}", self.path("db.sock"));
         let mut arguments = vec![socket.as_str(), "--timeout=20"];
         arguments.extend(words.split(' '));
@@ -92,7 +97,7 @@ impl Drop for Daemons {
 pub fn rig() -> Rig {
     fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
     let daemons = Daemons::start();
-    let switch = OvsSwitch::open(Path::new(&daemons.path("sw0.mgmt"))).unwrap();
+    let switch = OvsSwitch::open(Path::new(&daemons.path("sw0.mgmt")), Rest::Dropped).unwrap();
     let mut route = Route::open().unwrap();
     let (mut taps, mut ports) = (Vec::new(), Vec::new());
     for number in 1..=3 {
@@ -103,11 +108,11 @@ pub fn rig() -> Rig {
             "add-port sw0 {name} -- set interface {name} ofport_request={number}"
         ));
         let copy = tap.try_clone().unwrap();
-        ports.push(switch.attach(&name, number, Role::Guest(Some(copy))).unwrap());
+        ports.push(switch.attach(&name, number, Role::Guest(Some(copy)), None).unwrap());
         taps.push(tap);
     }
     // A number that OpenFlow has for no port: Open vSwitch refuses the flow, not the port.
-    let gone = switch.attach("guest0", 0xffff_ff10, Role::Guest(None)).unwrap();
+    let gone = switch.attach("guest0", 0xffff_ff10, Role::Guest(None), None).unwrap();
     let boxed = |tap: OwnedFd| -> Box<dyn Guest> { Box::new(TapGuest(tap)) };
     Rig {
         switch: Box::new(switch),
