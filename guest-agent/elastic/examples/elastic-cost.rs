@@ -1,9 +1,8 @@
 //! What split, merge, mirror and move cost, beside Table IV of the paper, and what an elastic server serves
 //! beside a standard one: the same protocol in front of a map, without ranges, sessions and transfers.
 //!
-//! *Local* is between servers of one process, which hand objects over; *remote* is over TCP; *reserved* too, to
-//! servers that have the memory for it from their start. Servers keep their objects in memory. The paper's
-//! figures include starting and ending processes.
+//! *Local* is between servers of one process, which hand objects over; *remote* is over TCP. Servers keep
+//! their objects in memory. The paper's figures include starting and ending processes.
 //!
 //! *TCP* is what the machine itself can do: as many bytes over one connection, from memory to memory where they
 //! stay. No transfer can be faster than that by much, so each is given as a multiple of it, too.
@@ -126,7 +125,7 @@ fn tcp(length: usize, cold: bool) -> io::Result<f64> {
     })
 }
 
-fn config(number: u32, reserve: usize) -> Config {
+fn config(number: u32) -> Config {
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     Config {
         me: Peer(number),
@@ -135,7 +134,6 @@ fn config(number: u32, reserve: usize) -> Config {
         journal: None,
         sync: false,
         limits: Limits::default(),
-        reserve,
     }
 }
 
@@ -146,12 +144,9 @@ fn costs(
 ) -> Result<(Vec<Cost>, Vec<f64>), Box<dyn Error>> {
     let routes: Arc<dyn Routes> = Arc::new(MemoryRoutes::default());
     let local = Local::default();
-    let bytes = usize::try_from(arguments.megabytes << 20)?;
-    // Frames are not filled to the last byte, and one half is merged while the other is there.
-    let reserve = if place == "reserved" { bytes + bytes / 8 } else { 0 };
     let start = |number| {
         let local = if place == "local" { local.clone() } else { Local::default() };
-        Server::start(config(number, reserve), Arc::clone(&routes), &local)
+        Server::start(config(number), Arc::clone(&routes), &local)
     };
     let servers = [start(0)?, start(1)?];
     servers[0].announce(Range::ALL)?;
@@ -161,8 +156,9 @@ fn costs(
         let byte = u8::try_from(number % 251)?;
         client.put(format!("object {number}").as_bytes(), vec![byte; arguments.object].into())?;
     }
+    let bytes = usize::try_from(arguments.megabytes << 20)?;
     let timed = |server: usize, command: Command| -> Result<f64, Box<dyn Error>> {
-        if !arguments.cold && place != "local" {
+        if !arguments.cold && place == "remote" {
             drop(memory(bytes)?);
         }
         let began = Instant::now();
@@ -174,7 +170,7 @@ fn costs(
     let upper = Range::ALL.halves().ok_or("no halves")?.1;
     let (mut times, mut raw): ([Vec<f64>; 4], Vec<f64>) = Default::default();
     for _ in 0..arguments.repeat {
-        if place != "local" {
+        if place == "remote" {
             raw.push(tcp(bytes, arguments.cold)?);
         }
         times[0].push(timed(0, Command::Mirror(Peer(1)))?);
@@ -279,16 +275,12 @@ fn throughput(routes: &Arc<dyn Routes>, clients: usize) -> f64 {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     let (mut all, _) = costs(&arguments, "local", [Some(1.078), Some(1.289), Some(1.304), None])?;
-    let paper = [Some(3.336), Some(3.782), Some(2.544), Some(3.871)];
-    let mut raw = Vec::new();
-    for place in ["remote", "reserved"] {
-        let (costs, alone) = costs(&arguments, place, paper)?;
-        all.extend(costs);
-        raw.extend(alone);
-    }
+    let (remote, raw) =
+        costs(&arguments, "remote", [Some(3.336), Some(3.782), Some(2.544), Some(3.871)])?;
+    all.extend(remote);
 
     let elastic: Arc<dyn Routes> = Arc::new(MemoryRoutes::default());
-    let server = Server::start(config(0, 0), Arc::clone(&elastic), &Local::default())?;
+    let server = Server::start(config(0), Arc::clone(&elastic), &Local::default())?;
     server.announce(Range::ALL)?;
     let plain: Arc<dyn Routes> = Arc::new(MemoryRoutes::default());
     let listener = TcpListener::bind("127.0.0.1:0")?;

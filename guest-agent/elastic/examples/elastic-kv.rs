@@ -66,9 +66,6 @@ enum Action {
         /// Bytes of a chunk of what is transferred.
         #[arg(long, default_value_t = Limits::default().chunk)]
         chunk: usize,
-        /// MiB of memory that it has from its start for what is transferred to it.
-        #[arg(long, default_value_t = 0)]
-        reserve_mib: usize,
     },
     /// Write an object.
     Put {
@@ -168,7 +165,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let routes = FileRoutes::new(&folder);
     let shared: Arc<dyn Routes> = Arc::new(routes.clone());
     match action {
-        Action::Serve { server, address, announce, memory, patience_ms, chunk, reserve_mib } => {
+        Action::Serve { server, address, announce, memory, patience_ms, chunk } => {
             let usual = Limits::default();
             let part = |of: u64| of * patience_ms / usual.patience;
             let limits = Limits {
@@ -186,7 +183,6 @@ fn main() -> Result<(), Box<dyn Error>> {
                 journal: (!memory).then(|| folder.join(format!("server-{server}.journal"))),
                 sync: false,
                 limits,
-                reserve: reserve_mib.checked_mul(1 << 20).ok_or("so much memory there is not")?,
             };
             let server = Server::start(config, Arc::clone(&shared), &Local::default())?;
             if announce && shared.home(0).is_none() {

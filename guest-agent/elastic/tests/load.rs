@@ -154,8 +154,6 @@ fn config(number: u32) -> Config {
         journal: None,
         sync: false,
         limits: Limits { repeat: 100, patience: 2000, ..Limits::default() },
-        // One of the three has some.
-        reserve: if number == 1 { 4 << 20 } else { 0 },
     }
 }
 

@@ -9,7 +9,6 @@
 mod command;
 mod peers;
 mod reader;
-mod reserve;
 
 use std::collections::HashMap;
 use std::io;
@@ -23,7 +22,6 @@ use std::time::{Duration, Instant};
 pub use command::{Command, Report};
 use peers::talk;
 pub use reader::FrameReader;
-pub use reserve::Reserve;
 
 use crate::journal::{Journal, JournalError, write_pieces};
 use crate::node::{Action, End, Limits, Message, Node, Origin, Outcome, Recovered, StartError};
@@ -49,9 +47,6 @@ pub enum ServerError {
     /// A socket failed.
     #[error("{0}: {1}; see that the address is ours and free, or that the peer runs")]
     Io(String, #[source] io::Error),
-    /// There is not so much memory to reserve.
-    #[error("a reserve of {0} bytes: {1}; give it less, or this machine more")]
-    Memory(usize, #[source] io::Error),
     /// What arrived is not this protocol.
     #[error(transparent)]
     Wire(#[from] WireError),
@@ -98,9 +93,6 @@ pub struct Config {
     pub sync: bool,
     /// How patient it is.
     pub limits: Limits,
-    /// Bytes of memory that it has from its start for what is transferred to it; what is more is new memory
-    /// when it arrives, which takes longer.
-    pub reserve: usize,
 }
 
 /// Servers of one process, which need no connection between them.
@@ -128,7 +120,6 @@ struct Shared {
     /// Writers to clients, by connection.
     clients: RwLock<HashMap<u64, Arc<Mutex<TcpStream>>>>,
     peers: Mutex<HashMap<Peer, SyncSender<Message>>>,
-    reserve: Reserve,
     /// Messages of servers of this process, in their order.
     inbox: Sender<(Peer, Message)>,
     asks: Sender<Ask>,
@@ -171,8 +162,6 @@ impl Server {
         let (life, owned) = routes.fence_all(config.me).ok_or(ServerError::Routes)?;
         routes.set_address(config.me, &address.to_string());
         let node = Node::new(config.me, life, owned, recovered, config.limits);
-        let reserve = Reserve::new(config.reserve)
-            .map_err(|error| ServerError::Memory(config.reserve, error))?;
         let (inbox, messages) = channel();
         let (asks, questions) = channel();
         let shared = Arc::new(Shared {
@@ -182,7 +171,6 @@ impl Server {
             state: Mutex::new(State { node, journal, waiting: HashMap::new() }),
             clients: RwLock::default(),
             peers: Mutex::default(),
-            reserve,
             inbox,
             asks,
             connections: AtomicUsize::new(0),
@@ -419,9 +407,6 @@ impl Shared {
         let trusted = same(&secret, &self.config.secret);
         if peer.is_some() && !trusted {
             return Err(ServerError::Refused(self.config.me, "the secret is wrong".into()));
-        }
-        if peer.is_some() {
-            reader.fill(self.reserve.clone());
         }
         let stream = Arc::new(Mutex::new(stream));
         self.clients

@@ -7,28 +7,23 @@ use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
 
 use super::ServerError;
-use super::reserve::{PIECE as HUGE, Reserve};
 use crate::wire::{self, Frame, HEADER};
 
 /// Bytes read ahead: small frames come many at once.
 const AHEAD: usize = 8 << 10;
+/// Bytes of a huge page. Where they are of another size, the advice is taken for larger frames or not at all.
+const HUGE: usize = 2 << 20;
 
 /// Reads frames from a stream.
 #[derive(Debug)]
 pub struct FrameReader {
     stream: BufReader<TcpStream>,
-    reserve: Reserve,
 }
 
 impl FrameReader {
     /// Reads from `stream`.
     pub fn new(stream: TcpStream) -> Self {
-        Self { stream: BufReader::with_capacity(AHEAD, stream), reserve: Reserve::default() }
-    }
-
-    /// Large frames go into `reserve` from now on, as long as there is some.
-    pub fn fill(&mut self, reserve: Reserve) {
-        self.reserve = reserve;
+        Self { stream: BufReader::with_capacity(AHEAD, stream) }
     }
 
     /// The next frame.
@@ -40,13 +35,13 @@ impl FrameReader {
         let mut header = [0; HEADER];
         self.stream.read_exact(&mut header).map_err(failed)?;
         let (kind, length) = wire::header(header)?;
-        let body = body(&mut self.stream, length, &self.reserve).map_err(failed)?;
+        let body = body(&mut self.stream, length).map_err(failed)?;
         Ok(wire::decode(kind, body)?)
     }
 }
 
 /// The next `length` bytes. Memory is used as they arrive, not as they are promised.
-fn body(from: &mut impl Read, length: usize, reserve: &Reserve) -> io::Result<Bytes> {
+fn body(from: &mut impl Read, length: usize) -> io::Result<Bytes> {
     // A page that is nearly filled is worth having whole.
     let huge = (length + HUGE / 4) / HUGE;
     if huge == 0 {
@@ -56,12 +51,6 @@ fn body(from: &mut impl Read, length: usize, reserve: &Reserve) -> io::Result<By
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         return Ok(body.into());
-    }
-    if length <= HUGE
-        && let Some(mut taken) = reserve.take()
-    {
-        from.read_exact(&mut taken.bytes()[..length])?;
-        return Ok(taken.keep(length));
     }
     // Most of the time that a range takes to arrive would go to faults of small pages: a gibibyte has 262,144.
     // The kernel aligns what is whole huge pages.
@@ -85,17 +74,11 @@ mod tests {
     fn bodies_of_every_kind_of_memory_are_what_was_sent() {
         for length in [0, 1, 9 * AHEAD + 1, HUGE * 3 / 4, HUGE, HUGE + 1, 3 * HUGE - 7] {
             let sent: Vec<u8> = (0..=250).cycle().take(length + 1).collect();
-            for reserve in [Reserve::default(), Reserve::new(HUGE).unwrap()] {
-                let free = reserve.free();
-                let mut from = Cursor::new(&sent);
-                let whole = body(&mut from, length, &reserve).unwrap();
-                assert!(whole == sent[..length], "{length}");
-                assert_eq!(from.position(), length as u64);
-                drop(whole);
-                let mut cut = Cursor::new(&sent[..length.saturating_sub(1)]);
-                assert_eq!(body(&mut cut, length, &reserve).is_err(), length > 0, "{length}");
-                assert_eq!(reserve.free(), free);
-            }
+            let mut from = Cursor::new(&sent);
+            assert!(body(&mut from, length).unwrap() == sent[..length], "{length}");
+            assert_eq!(from.position(), length as u64);
+            let mut cut = Cursor::new(&sent[..length.saturating_sub(1)]);
+            assert_eq!(body(&mut cut, length).is_err(), length > 0, "{length}");
         }
     }
 }
