@@ -4,8 +4,14 @@
 //! it is reckoned here from the moment of sending, and what is had is muted some time before: by as much as two
 //! hosts' clocks may run apart in one lease, and as long as muting takes. Time that the host was suspended counts.
 //!
+//! A host whose program ends, to start again in a newer version or because it was killed, need not be mute
+//! for as long as a lease is: with a [`Note`] the next keeper goes on with the lease of the one before. Only one
+//! program may have the note.
+//!
 //! What has been muted is unmuted when a renewal has succeeded, if the directory says afterwards that it is still
 //! at home here. While the lease is held nobody else takes it over.
+
+mod note;
 
 use std::fmt;
 use std::io;
@@ -15,6 +21,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
+pub use self::note::Note;
 use crate::directory::{Directory, DirectoryError, Lease};
 use crate::record::{Owner, Record};
 
@@ -75,7 +82,8 @@ impl fmt::Debug for dyn Gate {
     }
 }
 
-/// Keeps an owner's lease until it is dropped; then all is muted and the lease ends.
+/// Keeps an owner's lease until it is dropped; then all is muted and the lease ends, or, with a [`Note`], all stays
+/// as it is until the lease ends by itself or another keeper goes on with it.
 #[derive(Debug)]
 pub struct Keeper {
     shared: Arc<Shared>,
@@ -87,6 +95,7 @@ struct Shared {
     directory: Arc<dyn Directory>,
     owner: Owner,
     options: KeeperOptions,
+    note: Option<Note>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -114,8 +123,8 @@ impl KeeperOptions {
 }
 
 impl Keeper {
-    /// Opens a lease for `owner` and keeps it. All that the owner has already is unmuted: a host that starts
-    /// again finds its own.
+    /// Opens a lease for `owner` and keeps it, or goes on with the one that is noted. All that the owner has
+    /// already is unmuted: a host that starts again finds its own.
     ///
     /// # Errors
     /// Times that do not fit; the lease is not given; no threads.
@@ -124,17 +133,26 @@ impl Keeper {
         owner: Owner,
         options: KeeperOptions,
         gate: Box<dyn Gate>,
+        note: Option<Note>,
     ) -> Result<Self, KeeperError> {
         let KeeperOptions { lease, renewal, margin } = options;
         if renewal.is_zero() || renewal.saturating_mul(2) > lease.saturating_sub(margin) {
             return Err(KeeperError::Times(lease, renewal, margin));
         }
-        let sent = now();
-        let lease = directory.open(&owner, lease)?;
+        let noted = note.as_ref().and_then(Note::read).filter(|noted| noted.owner == owner);
+        let mut sent = now();
+        let lease = match noted.filter(|noted| directory.renew(noted).is_ok()) {
+            Some(noted) => noted,
+            None => {
+                sent = now();
+                directory.open(&owner, lease)?
+            }
+        };
+        write_down(note.as_ref(), &lease);
         let deadline = options.deadline(sent, lease.ttl);
         let state = State { lease, deadline, is_muted: true, is_ending: false, gate };
         let (state, changed) = (Mutex::new(state), Condvar::new());
-        let shared = Arc::new(Shared { directory, owner, options, state, changed });
+        let shared = Arc::new(Shared { directory, owner, options, note, state, changed });
         shared.unmute();
         let mut keeper = Self { shared: Arc::clone(&shared), threads: Vec::new() };
         let watched = Arc::clone(&shared);
@@ -173,16 +191,32 @@ impl Drop for Keeper {
     fn drop(&mut self) {
         let mut state = self.shared.state();
         state.is_ending = true;
-        state.mute();
+        let is_left = self.shared.note.is_some();
+        if !is_left {
+            state.mute();
+        }
         let lease = state.lease.clone();
         drop(state);
         self.shared.changed.notify_all();
         for thread in self.threads.drain(..) {
             let _ = thread.join(); // it has muted all at its end, whatever it was
         }
+        if is_left {
+            return;
+        }
         if let Err(error) = self.shared.directory.close(&lease) {
             log::info!("the lease of {} ends by itself: {error}", self.shared.owner);
         }
+    }
+}
+
+/// Without its note a lease is only not found again.
+fn write_down(note: Option<&Note>, lease: &Lease) {
+    if let Some(Err(error)) = note.map(|note| note.write(lease)) {
+        log::warn!(
+            "the lease of {} is not noted, another keeper waits for its end: {error}",
+            lease.owner
+        );
     }
 }
 
@@ -250,6 +284,9 @@ impl Shared {
                 Ok(lease) => {
                     let mut state = self.state();
                     state.deadline = self.options.deadline(sent, lease.ttl);
+                    if state.lease != lease {
+                        write_down(self.note.as_ref(), &lease);
+                    }
                     state.lease = lease;
                     let is_muted = state.is_muted;
                     drop(state);

@@ -18,6 +18,7 @@ use thiserror::Error;
 use crate::privilege::Privilege;
 use crate::repair::{self, Frozen, RepairError};
 use crate::state::ConnectionState;
+use crate::sys;
 use crate::wire::{Reader, Writer};
 
 /// Bytes of state that a server can export.
@@ -161,6 +162,21 @@ impl Continuation {
         // What was dropped is in the state now only if the state is of this moment.
         self.is_lost &= !(self.read.is_empty() && self.written.is_empty());
         Ok(())
+    }
+
+    /// Whether the peer has acknowledged all that was written (`SIOCOUTQ`).
+    ///
+    /// A server that closes a connection before leaves the last bytes to its kernel, from which nobody can move
+    /// them: no move is begun then until they have arrived. One that waits for this can be moved at any time.
+    ///
+    /// # Errors
+    /// The connection has broken, or the kernel does not tell.
+    pub fn is_delivered(&self) -> io::Result<bool> {
+        // The queue of one that has broken stays as it was.
+        if let Some(error) = self.stream().take_error()? {
+            return Err(error);
+        }
+        Ok(sys::length(self, sys::Length::Unacknowledged)? == 0)
     }
 
     /// Keeps the logs within their bounds. Without them there are offsets only, and no move until the next
@@ -361,6 +377,29 @@ mod tests {
         let mut server = Continuation::import(server.stream, &blob).unwrap();
         let error = server.write(b"Bx").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+    }
+
+    #[test]
+    fn what_is_written_is_delivered_when_the_peer_has_it() {
+        let (mut client, mut server) = pair();
+        assert!(server.is_delivered().unwrap());
+        // More than the client has room for, since it reads nothing.
+        server.stream().set_nonblocking(true).unwrap();
+        while server.write(&[7; 16384]).is_ok() {}
+        assert!(!server.is_delivered().unwrap());
+        client.set_read_timeout(Some(std::time::Duration::from_millis(50))).unwrap();
+        let began = std::time::Instant::now();
+        while !server.is_delivered().unwrap() {
+            assert!(began.elapsed() < std::time::Duration::from_secs(10));
+            let _ = client.read(&mut [0; 65536]); // nothing, when it has all
+        }
+        // A client that is gone.
+        while server.write(&[7; 16384]).is_ok() {}
+        drop(client);
+        let began = std::time::Instant::now();
+        while server.is_delivered().is_ok() {
+            assert!(began.elapsed() < std::time::Duration::from_secs(10));
+        }
     }
 
     #[test]

@@ -201,6 +201,19 @@ impl Scene {
         before + now
     }
 
+    /// How the client's connections ended.
+    fn ends(&self) -> Vec<Value> {
+        self.client().into_iter().filter(|line| line["end"] == true).collect()
+    }
+
+    /// None of them had a wrong byte; one that is not whole was reset.
+    fn is_whole(&self) {
+        for end in self.ends() {
+            assert_eq!(end["wrong"], 0, "{end}: {}", self.said());
+            assert!(end["resets"] != 0 || end["lost"] == 0, "{end}: {}", self.said());
+        }
+    }
+
     fn client(&self) -> Vec<Value> {
         let console = self.hosts[0].agent.console("c");
         console.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
@@ -262,6 +275,7 @@ impl Scene {
         let host = self.home();
         let took = begun.elapsed();
         self.is_served();
+        self.is_whole();
         let went = if host == source { "stayed" } else { "moved" };
         println!("{step}, {victim:?} killed: {went} (told: {code:?}), one home after {took:.1?}");
     }
@@ -279,13 +293,9 @@ fn whatever_is_killed_at_whichever_step_leaves_one_home_and_no_wrong_byte() {
             }
         }
     }
-    let rounds = |scene: &Scene| scene.client().iter().filter(|line| line["end"] == true).count();
-    let before = rounds(&scene);
-    patiently(&scene.hosts[0].agent, "the client has ended", |_| rounds(&scene) > before);
-    let ends: Vec<Value> = scene.client().into_iter().filter(|line| line["end"] == true).collect();
-    for end in &ends {
-        println!("{end}");
-        assert_eq!(end["wrong"], 0, "{end}: {}", scene.said());
-        assert!(end["resets"] != 0 || end["lost"] == 0, "{end}: {}", scene.said());
-    }
+    // The last one, too.
+    let before = scene.ends().len();
+    patiently(&scene.hosts[0].agent, "the client has ended", |_| scene.ends().len() > before);
+    scene.is_whole();
+    scene.ends().iter().for_each(|end| println!("{end}"));
 }

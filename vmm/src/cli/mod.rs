@@ -437,6 +437,7 @@ fn net_exit(error: &NetError) -> Exit {
         | NetError::System { .. }
         | NetError::NoBridge(_)
         | NetError::NotABridge(_)
+        | NetError::Switch(_)
         | NetError::Overlaps { .. } => Exit::HostNotAble,
         _ => Exit::Failure,
     }

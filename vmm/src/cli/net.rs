@@ -62,7 +62,7 @@ impl LsCommand {
     fn run(&self) -> Result<(), CliError> {
         let mut route = Route::open()?;
         let bridge = bridge::find(&mut route, &self.bridge)?;
-        let ports = bridge::ports(&mut route, bridge.index)?;
+        let ports = bridge::ports(&mut route, &bridge)?;
         let listed: Vec<_> = ports.into_iter().map(Listed::from).collect();
         if self.json {
             return print_json(&listed);

@@ -1,4 +1,4 @@
-//! Bridges of Linux, and a VM's port of one.
+//! Bridges, of Linux or of Open vSwitch, and a VM's port of one.
 //!
 //! What a VM is, its port says: in the name that can be given to an interface (its alias), which goes
 //! with it. So there is no list that could be wrong after a crash. Two that claim the same at once
@@ -22,21 +22,32 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
-use super::NetError;
 use super::addresses::{self, Wanted};
 use super::netlink::Route;
+use super::{NetError, ovs};
 
 /// How often an address is looked for that nobody claims at the same time.
 const MOST_ATTEMPTS: u32 = 100;
 /// What the aliases of VMs' ports begin with.
 const ALIAS: &str = "vmm";
 
+/// What a bridge is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// The kernel.
+    Linux,
+    /// Open vSwitch.
+    Ovs,
+}
+
 /// A bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bridge {
+    /// What it is of.
+    pub carrier: Carrier,
     /// Its name.
     pub name: String,
-    /// Its number.
+    /// The number of its interface; 0 if it has none.
     pub index: u32,
     /// The largest packet that it carries.
     pub mtu: u32,
@@ -65,9 +76,9 @@ pub fn link(route: &mut Route, name: &str) -> Result<Option<LinkMessage>, NetErr
 /// # Errors
 /// There is none.
 pub fn find(route: &mut Route, name: &str) -> Result<Bridge, NetError> {
-    let found = link(route, name)?.ok_or_else(|| NetError::NoBridge(name.to_owned()))?;
-    let (mut is_bridge, mut mtu) = (false, 0);
-    for attribute in &found.attributes {
+    let found = link(route, name)?;
+    let (mut is_bridge, mut mtu) = (false, ovs::DEFAULT_MTU);
+    for attribute in found.iter().flat_map(|link| &link.attributes) {
         match attribute {
             LinkAttribute::Mtu(found) => mtu = *found,
             LinkAttribute::LinkInfo(infos) => {
@@ -76,10 +87,14 @@ pub fn find(route: &mut Route, name: &str) -> Result<Bridge, NetError> {
             _ => {}
         }
     }
-    if !is_bridge {
-        return Err(NetError::NotABridge(name.to_owned()));
-    }
-    Ok(Bridge { name: name.to_owned(), index: found.header.index, mtu })
+    let carrier = match &found {
+        _ if is_bridge => Carrier::Linux,
+        _ if ovs::is_there(name) => Carrier::Ovs,
+        Some(_) => return Err(NetError::NotABridge(name.to_owned())),
+        None => return Err(NetError::NoBridge(name.to_owned())),
+    };
+    let index = found.map_or(0, |link| link.header.index);
+    Ok(Bridge { carrier, name: name.to_owned(), index, mtu })
 }
 
 /// A port of a bridge, as far as it says who is there.
@@ -103,6 +118,10 @@ impl Claim {
         words.find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
     }
 
+    fn is_at(&self, mac: MacAddress) -> bool {
+        self.word("mac").and_then(|text| text.parse().ok()) == Some(mac)
+    }
+
     fn has(&self, address: IpAddr) -> bool {
         let key = if address.is_ipv4() { "ip" } else { "ip6" };
         self.word(key).and_then(|text| text.parse().ok()) == Some(address)
@@ -113,9 +132,15 @@ impl Claim {
 ///
 /// # Errors
 /// The kernel's refusal.
-pub fn ports(route: &mut Route, bridge: u32) -> Result<Vec<Claim>, NetError> {
+pub fn ports(route: &mut Route, bridge: &Bridge) -> Result<Vec<Claim>, NetError> {
     let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::Controller(bridge));
+    let entered = match bridge.carrier {
+        Carrier::Linux => {
+            message.attributes.push(LinkAttribute::Controller(bridge.index));
+            BTreeSet::new()
+        }
+        Carrier::Ovs => ovs::ports(&bridge.name)?,
+    };
     message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
     let answers = route
         .dump(&RouteNetlinkMessage::GetLink(message))
@@ -124,16 +149,20 @@ pub fn ports(route: &mut Route, bridge: u32) -> Result<Vec<Claim>, NetError> {
     for answer in answers {
         let RouteNetlinkMessage::NewLink(link) = answer else { continue };
         let mut claim = Claim { index: link.header.index, ..Claim::default() };
-        let mut on = false;
+        let mut controller = None;
         for attribute in link.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => claim.port = name,
                 LinkAttribute::IfAlias(alias) => claim.alias = alias,
-                LinkAttribute::Controller(index) => on = index == bridge,
+                LinkAttribute::Controller(index) => controller = Some(index),
                 _ => {}
             }
         }
-        if on {
+        let is_on = match bridge.carrier {
+            Carrier::Linux => controller == Some(bridge.index),
+            Carrier::Ovs => entered.contains(&claim.port),
+        };
+        if is_on {
             ports.push(claim);
         }
     }
@@ -164,12 +193,15 @@ impl Port {
         let gone = || NetError::NoBridge(name.to_owned());
         let index = link(route, name)?.ok_or_else(gone)?.header.index;
         let mut port = Self { index, name: name.to_owned(), locked: false };
-        let attributes = vec![
-            LinkAttribute::Address(host_side(mac).to_vec()),
-            LinkAttribute::Mtu(bridge.mtu),
-            LinkAttribute::Controller(bridge.index),
-        ];
+        let mut attributes =
+            vec![LinkAttribute::Address(host_side(mac).to_vec()), LinkAttribute::Mtu(bridge.mtu)];
         let what = format!("put {name} on {}", bridge.name);
+        if bridge.carrier == Carrier::Ovs {
+            port.change(route, attributes).map_err(NetError::kernel(what))?;
+            ovs::enter(route, &bridge.name, name, isolated)?;
+            return Ok(port);
+        }
+        attributes.push(LinkAttribute::Controller(bridge.index));
         port.change(route, attributes).map_err(NetError::kernel(what))?;
 
         let flags = vec![
@@ -270,8 +302,12 @@ impl Port {
                 ),
             };
             self.say(route, wanted, ip)?;
-            let others = ports(route, bridge.index)?;
+            let others = ports(route, bridge)?;
             let others = others.iter().filter(|claim| claim.index != self.index);
+            // A bridge of Linux has refused it already.
+            if others.clone().any(|claim| claim.is_at(wanted.mac)) {
+                return Err(NetError::MacTaken { mac: wanted.mac, bridge: bridge.name.clone() });
+            }
             let addresses =
                 [ip.map(|ip| IpAddr::V4(ip.addr())), wanted.ip6.map(|ip| IpAddr::V6(ip.addr()))];
             let addresses: Vec<_> = addresses.into_iter().flatten().collect();

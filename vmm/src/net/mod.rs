@@ -11,6 +11,7 @@ pub mod bridge;
 pub mod nat;
 pub mod netlink;
 pub mod nft;
+pub mod ovs;
 pub mod tap;
 
 use std::io;
@@ -61,8 +62,13 @@ pub enum NetError {
     #[error("there is no bridge '{0}' in this network namespace: make it, or use --net nat")]
     NoBridge(String),
     /// The interface is not a bridge.
-    #[error("'{0}' is a network interface, but no bridge")]
+    #[error(
+        "'{0}' is a network interface, but no bridge of Linux, nor one of an Open vSwitch that runs"
+    )]
     NotABridge(String),
+    /// A bridge of Open vSwitch.
+    #[error(transparent)]
+    Switch(#[from] vswitch::PlaneError),
     /// The MTU is more than the bridge carries.
     #[error("mtu={wanted} is more than the {most} of {bridge}")]
     Mtu {
@@ -261,7 +267,7 @@ fn attach(
         let network = own.trunc();
         return Err(NetError::Elsewhere { address: ip, network, bridge: nat::BRIDGE });
     }
-    let (tap, interface) = tap::create()?;
+    let (tap, interface) = tap::create(bridge.carrier)?;
     let mut port = Port::join(&mut route, bridge, &interface, mac, spec.isolated)?;
     let wanted = addresses::Wanted { name, mac, ip: spec.ip, ip6: spec.ip6, own };
     let ip = port.claim(&mut route, bridge, &wanted)?;

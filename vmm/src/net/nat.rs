@@ -71,14 +71,16 @@ pub fn ensure(
 /// VMs are on it, or the kernel's refusal.
 pub fn remove() -> Result<bool, NetError> {
     let mut route = Route::open()?;
-    let Some(link) = bridge::link(&mut route, BRIDGE)? else { return Ok(false) };
-    let index = link.header.index;
-    let ports = bridge::ports(&mut route, index)?.len();
+    if bridge::link(&mut route, BRIDGE)?.is_none() {
+        return Ok(false);
+    }
+    let bridge = bridge::find(&mut route, BRIDGE)?;
+    let ports = bridge::ports(&mut route, &bridge)?.len();
     if ports > 0 {
         return Err(NetError::InUse { bridge: BRIDGE, ports });
     }
     let mut message = LinkMessage::default();
-    message.header.index = index;
+    message.header.index = bridge.index;
     route
         .request(RouteNetlinkMessage::DelLink(message), 0)
         .map_err(NetError::kernel(format!("remove {BRIDGE}")))?;

@@ -10,22 +10,29 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::NetError;
+use super::bridge::Carrier;
 
-/// The names of interfaces that are made here; the kernel puts a number in.
+/// The names of interfaces that are made here; the kernel puts a number in. Those for Open vSwitch have others: it
+/// knows ports by their names, so one that it has not yet forgotten must not come to be on another bridge.
 const NAME: &[u8] = b"vmtap%d";
+const NAME_OVS: &[u8] = b"vmovs%d";
 /// `ETH_P_ALL`-free frames with a header of virtio's before each.
 const FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
 
-/// Makes an interface that goes when its descriptor does; it, and its name.
+/// Makes an interface for a bridge, which goes when its descriptor does; it, and its name.
 ///
 /// # Errors
 /// The host has none, or lets this process make none.
-pub fn create() -> Result<(OwnedFd, String), NetError> {
+pub fn create(carrier: Carrier) -> Result<(OwnedFd, String), NetError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
     let file = rustix::fs::open("/dev/net/tun", flags, rustix::fs::Mode::empty())
         .map_err(|error| NetError::system("open /dev/net/tun")(error.into()))?;
     let mut request = empty_request();
-    for (place, byte) in request.ifr_name.iter_mut().zip(NAME) {
+    let name = match carrier {
+        Carrier::Linux => NAME,
+        Carrier::Ovs => NAME_OVS,
+    };
+    for (place, byte) in request.ifr_name.iter_mut().zip(name) {
         *place = libc::c_char::from_ne_bytes([*byte]);
     }
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(FLAGS).unwrap_or_default();

@@ -48,7 +48,9 @@ pub enum NodeError {
     #[error("the node has {0} VMs, as many as it may (--max-vms)")]
     Full(u32),
     /// Its VMs may not be on this bridge.
-    #[error("VMs of this node may not be on bridge '{bridge}': use one of {allowed:?} (--allow-bridge)")]
+    #[error(
+        "VMs of this node may not be on bridge '{bridge}': use one of {allowed:?} (--allow-bridge)"
+    )]
     Bridge {
         /// Its name.
         bridge: String,

@@ -171,7 +171,14 @@ impl Node {
                     self.0.endpoints.vm_lives(info, &socket);
                 }
             }
-            VmState::Ended => self.0.endpoints.vm_ended(info.number),
+            VmState::Ended => {
+                self.0.endpoints.vm_ended(info.number);
+                if let Some(network) = &info.network
+                    && let Some(bridge) = &network.bridge
+                {
+                    crate::net::ovs::leave(bridge, &network.tap);
+                }
+            }
         }
     }
 

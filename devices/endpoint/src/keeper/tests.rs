@@ -88,7 +88,7 @@ fn start() -> (Arc<Cut>, Keeper, Receiver<Option<Vec<Record>>>) {
     let (sender, told) = channel();
     let dynamic: Arc<dyn Directory> = Arc::clone(&directory) as _;
     let keeper =
-        Keeper::start(dynamic, "a".parse().unwrap(), QUICK, Box::new(Told(sender))).unwrap();
+        Keeper::start(dynamic, "a".parse().unwrap(), QUICK, Box::new(Told(sender)), None).unwrap();
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Some(Vec::new()));
     (directory, keeper, told)
 }
@@ -131,10 +131,61 @@ fn a_lease_that_is_renewed_never_ends() {
 }
 
 #[test]
+fn a_keeper_goes_on_with_the_lease_that_is_noted() {
+    let folder = tempfile::tempdir().unwrap();
+    let note = Note::at(folder.path().join("lease"));
+    let directory: Arc<dyn Directory> = Arc::new(LocalDirectory::new(Vec::new()).unwrap());
+    // Long enough that nothing ends while this machine does something else.
+    let options = KeeperOptions { lease: Duration::from_secs(60), ..QUICK };
+    let (sender, told) = channel();
+    let start = || {
+        let gate = Box::new(Told(sender.clone()));
+        let owner = "a".parse().unwrap();
+        Keeper::start(directory.clone(), owner, options, gate, Some(note.clone()))
+    };
+    let first = start().unwrap();
+    let kv = announce(&*directory, &first.lease(), record("kv", "h1/p", &first.lease()));
+    let lease = first.lease();
+    drop(first);
+    assert!(!directory.find(kv.range.first()).unwrap().unwrap().is_orphan, "it is the next one's");
+    let next = start().unwrap();
+    assert_eq!(next.lease(), lease);
+    let told: Vec<_> = told.try_iter().collect();
+    assert_eq!(told, [Some(Vec::new()), Some(vec![kv])], "never muted");
+    // Another host's is not gone on with, nor is what is no lease.
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &std::fs::metadata(folder.path().join("lease")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o600);
+    let gate = Box::new(Told(sender.clone()));
+    let other =
+        Keeper::start(directory.clone(), "b".parse().unwrap(), options, gate, Some(note.clone()));
+    assert_eq!(other.unwrap().lease().owner, "b".parse().unwrap());
+    std::fs::write(folder.path().join("lease"), "{").unwrap();
+    assert!(matches!(start(), Err(KeeperError::Directory(DirectoryError::OwnerExists(_)))));
+}
+
+#[test]
+fn a_noted_lease_that_has_ended_is_opened_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let note = Note::at(folder.path().join("lease"));
+    let directory: Arc<dyn Directory> = Arc::new(LocalDirectory::new(Vec::new()).unwrap());
+    let (sender, _told) = channel();
+    let start = || {
+        let gate = Box::new(Told(sender.clone()));
+        Keeper::start(directory.clone(), "a".parse().unwrap(), QUICK, gate, Some(note.clone()))
+    };
+    let lease = start().unwrap().lease();
+    thread::sleep(QUICK.lease * 2);
+    assert_ne!(start().unwrap().lease(), lease);
+}
+
+#[test]
 fn times_that_do_not_fit_are_refused() {
     let directory: Arc<dyn Directory> = Arc::new(LocalDirectory::new(Vec::new()).unwrap());
     let (sender, _told) = channel();
     let options = KeeperOptions { renewal: QUICK.lease, ..QUICK };
-    let result = Keeper::start(directory, "a".parse().unwrap(), options, Box::new(Told(sender)));
+    let result =
+        Keeper::start(directory, "a".parse().unwrap(), options, Box::new(Told(sender)), None);
     assert!(matches!(result, Err(KeeperError::Times(..))));
 }

@@ -28,6 +28,8 @@ pub struct Connection {
     /// None after one broke.
     open: Option<VConn>,
     number: u32,
+    /// How often it was made.
+    times: u64,
     /// What is in force, by what flows are told apart.
     set: BTreeMap<Vec<u8>, Flow>,
 }
@@ -55,7 +57,7 @@ impl Connection {
             .map_err(PlaneError::system("start a runtime"))?;
         let number = 0x1000_0000; // apart from those that the connection counts by itself
         let (socket, set) = (socket.to_owned(), BTreeMap::new());
-        let mut this = Self { runtime, socket, rest, open: None, number, set };
+        let mut this = Self { runtime, socket, rest, open: None, number, times: 0, set };
         for flow in flows::first(rest) {
             this.set.insert(identity(&flow), flow);
         }
@@ -79,9 +81,15 @@ impl Connection {
             Err(_) => return Err(Trouble::Broken("no answer in time".into())),
         };
         self.open = Some(connected);
+        self.times += 1;
         let all: Vec<Flow> =
             std::iter::once(flows::none(self.rest)).chain(self.set.values().cloned()).collect();
         self.exchange(&all)
+    }
+
+    /// How often it was made.
+    pub fn times(&self) -> u64 {
+        self.times
     }
 
     /// Sets `flows`, and waits until all are in force, or one is refused. If the daemon has started again

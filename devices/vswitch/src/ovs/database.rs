@@ -190,8 +190,11 @@ impl Database {
         self.number(name)
     }
 
-    /// Waits until the daemon has numbered the port.
-    fn number(&mut self, name: &str) -> Result<u32, PlaneError> {
+    /// `OpenFlow`'s number of the port `name`, as soon as the daemon has it.
+    ///
+    /// # Errors
+    /// The daemon cannot use it, or does not know it in time.
+    pub fn number(&mut self, name: &str) -> Result<u32, PlaneError> {
         let begun = Instant::now();
         loop {
             let found =
@@ -237,7 +240,7 @@ impl Database {
     ///
     /// # Errors
     /// The database does not answer.
-    pub fn sweep(&mut self, is_there: impl Fn(&str) -> bool) -> Result<(), PlaneError> {
+    pub fn sweep(&mut self, mut is_there: impl FnMut(&str) -> bool) -> Result<(), PlaneError> {
         let condition = json!([["external_ids", "includes", ["map", [[MARK, "guest"]]]]]);
         for row in self.rows("Port", &condition, &["name"])? {
             if let Some(name) = row["name"].as_str().filter(|name| !is_there(name)) {

@@ -136,12 +136,16 @@ impl OvsSwitch {
         link.map_or(Ok(()), |link| announce::announce(link.index, vids))
     }
 
-    /// Whether the daemon is there; one that has started again gets all flows.
+    /// Looks whether the daemon is there, and gives one that has started again all flows; how often it was
+    /// connected to.
     ///
     /// # Errors
     /// It is not there.
-    pub fn look(&self) -> Result<(), PlaneError> {
-        self.with_plane(|plane| plane.connection.send("answer", &[]))
+    pub fn look(&self) -> Result<u64, PlaneError> {
+        self.with_plane(|plane| {
+            plane.send("answer", &[])?;
+            Ok(plane.connection.times())
+        })
     }
 }
 

@@ -16,7 +16,7 @@ use continuation::mover::{self, Arrived, Left, Route, Times};
 use continuation::privilege::Privilege;
 use continuation::repair;
 use continuation::service::Continuation;
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt;
 
 use super::words;
@@ -25,6 +25,8 @@ use super::words;
 const EXPORT: u64 = 100_000;
 /// Bytes of a piece.
 const PIECE: usize = 64 << 10;
+/// How often it is looked whether clients have the last bytes.
+const LOOK: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 /// How often a source asks, over a new stream, what has become of a move.
 const ATTEMPTS: u32 = 3;
 
@@ -68,6 +70,7 @@ struct Session {
     connection: Continuation,
     /// Read and not sent back yet.
     pending: Vec<u8>,
+    /// The client sends nothing more. It is served until it has the last bytes: these move with the connection.
     ended: bool,
 }
 
@@ -90,9 +93,9 @@ impl Session {
         Self::new(Continuation::import(stream, &arrived.continuation).map_err(io::Error::other)?)
     }
 
-    /// One piece read, or sent back; false when the client is gone.
+    /// One piece read, or sent back; false when the client has all.
     fn work(&mut self) -> io::Result<bool> {
-        if self.pending.is_empty() {
+        if self.pending.is_empty() && !self.ended {
             let offset = self.connection.bytes_read();
             let mut buffer = vec![0; PIECE];
             let length = self.connection.read(&mut buffer)?;
@@ -113,10 +116,11 @@ impl Session {
             // All of this service's state is how far it has come, and that it is where these offsets are.
             self.connection.export(&read.to_le_bytes(), read, sent).map_err(io::Error::other)?;
         }
-        if self.ended {
+        let has_all = self.ended && self.connection.is_delivered()?;
+        if has_all {
             sockopt::set_socket_linger(&self.connection, None)?;
         }
-        Ok(!self.ended)
+        Ok(!has_all)
     }
 }
 
@@ -149,11 +153,17 @@ impl Server {
         loop {
             let mut fds = vec![PollFd::new(&self.wake, PollFlags::IN)];
             for session in &self.sessions {
-                let busy = !session.pending.is_empty();
-                let wanted = if busy { PollFlags::OUT } else { PollFlags::IN };
+                let wanted = match (session.pending.is_empty(), session.ended) {
+                    (false, _) => PollFlags::OUT,
+                    (true, false) => PollFlags::IN,
+                    // What it waits for, poll does not tell.
+                    (true, true) => PollFlags::empty(),
+                };
                 fds.push(PollFd::new(&session.connection, wanted));
             }
-            match poll(&mut fds, None) {
+            let is_ending = |session: &Session| session.ended && session.pending.is_empty();
+            let look = self.sessions.iter().any(is_ending).then_some(LOOK);
+            match poll(&mut fds, look.as_ref()) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -171,7 +181,8 @@ impl Server {
             let served = &self.served;
             self.sessions.retain_mut(|session| {
                 let before = session.connection.bytes_read();
-                let stays = !ready.next().unwrap_or_default()
+                let is_ready = ready.next().unwrap_or_default() || is_ending(session);
+                let stays = !is_ready
                     || match session.work() {
                         Ok(more) => more,
                         Err(error) if error.kind() == io::ErrorKind::WouldBlock => true,

@@ -255,7 +255,12 @@ impl Endpoints {
         let port = match &info.network {
             Some(network) => match &network.bridge {
                 Some(bridge) => {
-                    Some((bridge.clone(), self.0.switches.attach(bridge, &network.tap)?))
+                    let own = network
+                        .mac
+                        .parse()
+                        .map_err(|_| EndpointError::Guest("it has no address"))?;
+                    let port = self.0.switches.attach(bridge, &network.tap, own)?;
+                    Some((bridge.clone(), port))
                 }
                 None => None,
             },
@@ -477,7 +482,7 @@ impl Endpoints {
                 let known = names.get(&(bridge.as_str(), port)).map(|name| (*name).to_owned());
                 known.unwrap_or_else(|| port.to_string())
             };
-            flows.extend(vswitch::Switch::flows(&*switch).into_iter().map(|flow| FlowInfo {
+            flows.extend(switch.flows().into_iter().map(|flow| FlowInfo {
                 bridge: bridge.clone(),
                 vid: flow.vid.to_string(),
                 home: name(flow.home),

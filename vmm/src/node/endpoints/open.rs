@@ -12,7 +12,7 @@ use endpoint::directory::cache::{Cache, CacheError};
 use endpoint::directory::etcd::{EtcdDirectory, EtcdOptions};
 use endpoint::directory::local::LocalDirectory;
 use endpoint::directory::{Directory, DirectoryError, Update};
-use endpoint::keeper::{Keeper, KeeperOptions};
+use endpoint::keeper::{Keeper, KeeperOptions, Note};
 use endpoint::record::{Owner, Record};
 use endpoint::vid::Vid;
 use imgcache::transport::cluster::{Tls, TlsFiles};
@@ -73,7 +73,9 @@ impl Endpoints {
             guests.valid_until(Instant::now() + keeping.lease);
         }
         let fence = Box::new(Fence { host: host.clone(), guests: guests.clone() });
-        let keeper = lease(&directory, &owner, keeping, fence)?;
+        // The VMs live on when this agent ends, and so does what they serve: the next one goes on.
+        let note = (!is_own).then(|| Note::at(store.lease()));
+        let keeper = lease(&directory, &owner, keeping, fence, note)?;
         let switches = Switches::default();
         let peers = peers(options)?;
         if let Some(tunnel) = &options.tunnel {
@@ -184,6 +186,15 @@ impl Endpoints {
         thread::Builder::new()
             .name("endpoint-watch".into())
             .spawn(move || watch(&inner, is_own))?;
+        // By itself: a daemon that stands still is waited for.
+        let inner = Arc::downgrade(&self.0);
+        thread::Builder::new().name("endpoint-switches".into()).spawn(move || {
+            while let Some(this) = inner.upgrade().map(Self) {
+                this.look_after_switches();
+                drop(this);
+                thread::sleep(EXTEND);
+            }
+        })?;
         Ok(())
     }
 
@@ -205,6 +216,15 @@ impl Endpoints {
                     log::debug!("{} on {bridge}: {error}", record.range);
                 }
             }
+        }
+    }
+
+    /// Looks after switches that are other programs: one that was gone is told again where all is.
+    fn look_after_switches(&self) {
+        if self.0.switches.look() {
+            let records: Vec<Record> =
+                self.0.cache.list().into_iter().map(|entry| entry.record).collect();
+            self.lead(&records);
         }
     }
 
@@ -263,18 +283,20 @@ fn watch(inner: &Weak<Inner>, is_own: bool) {
     }
 }
 
-/// The lease of this host's name. One that an agent before this one has left ends by itself.
+/// The lease of this host's name: that of the agent before this one, or, if it was not noted here, another when that
+/// has ended by itself.
 fn lease(
     directory: &Arc<dyn Directory>,
     owner: &Owner,
     options: KeeperOptions,
     fence: Box<Fence>,
+    note: Option<Note>,
 ) -> Result<Keeper, EndpointError> {
     let (host, guests) = (fence.host.clone(), fence.guests.clone());
     let mut gate = fence;
     let begun = Instant::now();
     loop {
-        match Keeper::start(directory.clone(), owner.clone(), options, gate) {
+        match Keeper::start(directory.clone(), owner.clone(), options, gate, note.clone()) {
             Ok(keeper) => return Ok(keeper),
             Err(endpoint::keeper::KeeperError::Directory(DirectoryError::OwnerExists(_)))
                 if begun.elapsed() < options.lease * 2 =>

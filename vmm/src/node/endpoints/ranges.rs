@@ -7,7 +7,7 @@ use endpoint::range::Range;
 use endpoint::record::{Home, Phase, Record};
 use endpoint::rights::{Deed, Forbidden};
 use endpoint::vid::Vid;
-use vswitch::{Port, Switch};
+use vswitch::Port;
 
 use super::error::EndpointError;
 use super::guests::Passage;

@@ -32,6 +32,7 @@ pub struct Begun {
 #[derive(Debug)]
 pub struct Store {
     records: PathBuf,
+    lease: PathBuf,
     moves: PathBuf,
     begun: Mutex<Vec<Begun>>,
 }
@@ -41,7 +42,13 @@ impl Store {
     pub fn open(folder: &Path) -> Self {
         let moves = folder.join("moves");
         let begun = Mutex::new(read(&moves).unwrap_or_default());
-        Self { records: folder.join("endpoints"), moves, begun }
+        let (records, lease) = (folder.join("endpoints"), folder.join("lease"));
+        Self { records, lease, moves, begun }
+    }
+
+    /// The file for the lease of a directory of many hosts.
+    pub fn lease(&self) -> PathBuf {
+        self.lease.clone()
     }
 
     /// The records that were written last.

@@ -2,13 +2,17 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::virtio::net::mac::MacAddress;
 use endpoint::range::Range;
 use endpoint::vid::Vid;
 use vswitch::bridge::netlink::Route;
-use vswitch::bridge::{BridgeSwitch, Role, links};
+use vswitch::bridge::{self, BridgeSwitch, links};
+use vswitch::ovs::database::{self, Database, Kind};
+use vswitch::ovs::{self, OvsSwitch, Rest};
 use vswitch::{Change, Flow, Hold, Limit, PlaneError, Port, Statistics, Switch, SwitchError};
 
 use super::error::EndpointError;
@@ -17,9 +21,103 @@ use super::options::TunnelSpec;
 /// How long it may take until what was sent to a VM before has arrived there.
 const MARK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// A bridge as a switch.
+#[derive(Debug)]
+pub enum Carrier {
+    /// The kernel's.
+    Bridge(BridgeSwitch),
+    /// Open vSwitch's, with its name.
+    Ovs(OvsSwitch, String),
+}
+
+impl Deref for Carrier {
+    type Target = dyn Switch;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Bridge(switch) => switch,
+            Self::Ovs(switch, _) => switch,
+        }
+    }
+}
+
+impl Carrier {
+    fn open(bridge: &str) -> Result<Self, PlaneError> {
+        match (BridgeSwitch::open(bridge), database::management(bridge)) {
+            (Err(_), Some(socket)) => {
+                let switch = OvsSwitch::open(&socket, Rest::Bridge)?;
+                Ok(Self::Ovs(switch, bridge.to_owned()))
+            }
+            (opened, _) => opened.map(Self::Bridge),
+        }
+    }
+
+    /// A VM's interface, which is on the bridge, is a port whose identifiers the switch knows; it may send by its
+    /// own address, too.
+    fn attach(&self, interface: &str, own: MacAddress) -> Result<Port, PlaneError> {
+        match self {
+            Self::Bridge(switch) => switch.attach(interface, bridge::Role::Guest(None)),
+            Self::Ovs(switch, _) => {
+                let number = Database::open()?.number(interface)?;
+                switch.attach(interface, number, ovs::Role::Guest(None), Some(own.octets()))
+            }
+        }
+    }
+
+    fn detach(&self, port: Port) -> Result<(), PlaneError> {
+        match self {
+            Self::Bridge(switch) => switch.detach(port),
+            Self::Ovs(switch, _) => switch.detach(port),
+        }
+    }
+
+    /// Makes the tunnel to other hosts, which have these tunnel endpoints.
+    fn open_tunnel(&self, tunnel: &TunnelSpec, peers: &[IpAddr]) -> Result<(), PlaneError> {
+        match self {
+            Self::Bridge(switch) => {
+                let name = format!("vx{:06x}", tunnel.network);
+                make_tunnel(&name, tunnel)?;
+                switch.attach(&name, bridge::Role::Tunnel)?;
+                peers.iter().try_for_each(|peer| switch.add_peer(*peer))
+            }
+            Self::Ovs(switch, name) => {
+                let mut database = Database::open()?;
+                for remote in peers {
+                    let TunnelSpec { local, network, port, .. } = *tunnel;
+                    let kind = Kind::Tunnel { local, remote: *remote, network, port };
+                    let number = database.add(name, &tunnel_name(network, *remote), kind)?;
+                    switch.attach_tunnel(*remote, number)?;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Says on the networks of the bridge that these identifiers are here now.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn announce(&self, vids: impl Iterator<Item = Vid>) -> Result<(), PlaneError> {
+        match self {
+            Self::Bridge(switch) => switch.announce(vids),
+            Self::Ovs(switch, name) => switch.announce(name, vids),
+        }
+    }
+}
+
+/// The name of a tunnel's port, the same each time: another agent's is replaced.
+fn tunnel_name(network: u32, remote: IpAddr) -> String {
+    let hash = blake3::hash(format!("{network} {remote}").as_bytes());
+    format!("vx{}", &hash.to_hex()[..10])
+}
+
 /// The bridges, by name.
 #[derive(Debug, Default)]
-pub struct Switches(Mutex<BTreeMap<String, Arc<BridgeSwitch>>>);
+pub struct Switches {
+    all: Mutex<BTreeMap<String, Arc<Carrier>>>,
+    /// How often those of Open vSwitch were connected to.
+    seen: Mutex<HashMap<String, u64>>,
+}
 
 /// The identifiers of a range.
 pub fn vids(range: Range) -> impl Iterator<Item = Vid> {
@@ -27,42 +125,43 @@ pub fn vids(range: Range) -> impl Iterator<Item = Vid> {
 }
 
 impl Switches {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<BridgeSwitch>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Carrier>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The bridge of this name.
     ///
     /// # Errors
-    /// There is none, or the kernel refuses.
-    pub fn open(&self, bridge: &str) -> Result<Arc<BridgeSwitch>, PlaneError> {
+    /// There is none, or the kernel or Open vSwitch refuses.
+    pub fn open(&self, bridge: &str) -> Result<Arc<Carrier>, PlaneError> {
         let mut all = self.lock();
         if let Some(switch) = all.get(bridge) {
             return Ok(switch.clone());
         }
-        let switch = Arc::new(BridgeSwitch::open(bridge)?);
+        let switch = Arc::new(Carrier::open(bridge)?);
         all.insert(bridge.to_owned(), switch.clone());
         Ok(switch)
     }
 
-    /// Makes a VM's interface a port whose identifiers the switch knows.
+    /// Makes a VM's interface a port whose identifiers the switch knows, besides the VM's `own` address.
     ///
     /// # Errors
-    /// There is no such bridge or interface, or the kernel refuses.
-    pub fn attach(&self, bridge: &str, interface: &str) -> Result<Port, PlaneError> {
-        self.open(bridge)?.attach(interface, Role::Guest(None))
+    /// There is no such bridge or interface, or who carries its frames refuses.
+    pub fn attach(
+        &self,
+        bridge: &str,
+        interface: &str,
+        own: MacAddress,
+    ) -> Result<Port, PlaneError> {
+        self.open(bridge)?.attach(interface, own)
     }
 
     /// Makes the tunnel of a bridge to other hosts, which have these tunnel endpoints.
     ///
     /// # Errors
-    /// There is no such bridge, or the kernel refuses.
+    /// There is no such bridge, or who carries its frames refuses.
     pub fn open_tunnel(&self, tunnel: &TunnelSpec, peers: &[IpAddr]) -> Result<(), PlaneError> {
-        let switch = self.open(&tunnel.bridge)?;
-        let name = format!("vx{:06x}", tunnel.network);
-        make_tunnel(&name, tunnel)?;
-        switch.attach(&name, Role::Tunnel)?;
-        peers.iter().try_for_each(|peer| switch.add_peer(*peer))
+        self.open(&tunnel.bridge)?.open_tunnel(tunnel, peers)
     }
 
     /// A VM's interface is gone.
@@ -76,13 +175,31 @@ impl Switches {
     }
 
     /// All bridges.
-    pub fn all(&self) -> Vec<(String, Arc<BridgeSwitch>)> {
+    pub fn all(&self) -> Vec<(String, Arc<Carrier>)> {
         self.lock().iter().map(|(name, switch)| (name.clone(), switch.clone())).collect()
     }
 
     /// What all of them have counted.
     pub fn statistics(&self) -> Vec<Statistics> {
         self.all().iter().filter_map(|(_, switch)| switch.statistics().ok()).collect()
+    }
+
+    /// Looks for the daemons of Open vSwitch: one that has started again gets its flows. Whether there was one
+    /// that may have missed some.
+    pub fn look(&self) -> bool {
+        let mut has_missed = false;
+        for (bridge, switch) in self.all() {
+            let Carrier::Ovs(switch, _) = &*switch else { continue };
+            match switch.look() {
+                Ok(times) => {
+                    let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+                    let before = seen.insert(bridge, times);
+                    has_missed |= before.is_some_and(|before| before != times);
+                }
+                Err(error) => log::debug!("{bridge}: {error}"),
+            }
+        }
+        has_missed
     }
 }
 
@@ -99,7 +216,7 @@ fn make_tunnel(name: &str, tunnel: &TunnelSpec) -> Result<(), PlaneError> {
 }
 
 /// What a switch knows, asked once for a whole range.
-fn flows_of(switch: &BridgeSwitch) -> HashMap<Vid, Flow> {
+fn flows_of(switch: &Carrier) -> HashMap<Vid, Flow> {
     switch.flows().into_iter().map(|flow| (flow.vid, flow)).collect()
 }
 
@@ -107,7 +224,7 @@ fn flows_of(switch: &BridgeSwitch) -> HashMap<Vid, Flow> {
 ///
 /// # Errors
 /// The switch refuses: then all is as before.
-pub fn point(switch: &BridgeSwitch, range: Range, port: Option<Port>) -> Result<(), EndpointError> {
+pub fn point(switch: &Carrier, range: Range, port: Option<Port>) -> Result<(), EndpointError> {
     let known = flows_of(switch);
     let mut changes = Vec::new();
     for vid in vids(range) {
@@ -128,7 +245,7 @@ pub fn point(switch: &BridgeSwitch, range: Range, port: Option<Port>) -> Result<
 /// # Errors
 /// One is not held: none is then.
 pub fn hold(
-    switch: &BridgeSwitch,
+    switch: &Carrier,
     range: Range,
     to: Port,
     owner: u64,
@@ -152,7 +269,7 @@ pub fn hold(
 /// # Errors
 /// The switch refuses.
 pub fn release(
-    switch: &BridgeSwitch,
+    switch: &Carrier,
     range: Range,
     home: Option<Port>,
     owner: u64,
@@ -177,6 +294,6 @@ pub fn release(
 ///
 /// # Errors
 /// The port is gone.
-pub fn drain(switch: &BridgeSwitch, port: Port) -> Result<bool, EndpointError> {
+pub fn drain(switch: &Carrier, port: Port) -> Result<bool, EndpointError> {
     Ok(switch.mark(port)?.passed(MARK_PATIENCE)?)
 }
