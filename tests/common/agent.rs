@@ -46,8 +46,17 @@ impl Agent {
 
     /// One for a store that is there.
     pub fn with(bench: Bench, options: &[&str]) -> Self {
+        Self::with_environment(bench, options, Vec::new())
+    }
+
+    /// The same with these environment variables.
+    pub fn with_environment(
+        bench: Bench,
+        options: &[&str],
+        environment: Vec<(String, String)>,
+    ) -> Self {
         let options = options.iter().map(|option| (*option).to_owned()).collect();
-        let mut agent = Self { bench, child: None, options, environment: Vec::new() };
+        let mut agent = Self { bench, child: None, options, environment };
         agent.start_again();
         agent
     }

@@ -7,6 +7,7 @@ pub mod dhcp;
 pub mod guest;
 pub mod hang;
 pub mod node;
+pub mod ovs;
 pub mod ramdisk;
 pub mod trace;
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, Answer};
+use crate::common::ovs::{Daemons, Datapath};
 use crate::common::{stderr, stdout};
 
 /// Set in the process that a test runs in.
@@ -22,6 +23,24 @@ fn isolated(name: &str, test: impl FnOnce()) {
         run("ip", &["link", "set", BRIDGE, "up"]);
         return test();
     }
+    enter(name, &[]);
+}
+
+/// The same with a bridge of an Open vSwitch of its own.
+fn on_open_vswitch(name: &str, test: impl FnOnce(&mut Daemons)) {
+    const FOLDER: &str = "OVS_RUNDIR";
+    if std::env::var_os(INSIDE).is_some() {
+        run("ip", &["link", "set", "lo", "up"]);
+        let folder = std::env::var_os(FOLDER).unwrap();
+        let settings = "fail_mode=standalone";
+        return test(&mut Daemons::start_in(folder.as_ref(), Datapath::User, BRIDGE, settings));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    enter(name, &[(FOLDER, folder.path().to_str().unwrap())]);
+}
+
+/// Runs the test called `name` in a process with a network namespace of its own.
+fn enter(name: &str, environment: &[(&str, &str)]) {
     let mut command = Command::new("unshare");
     if !rustix::process::geteuid().is_root() {
         command.args(["--user", "--map-root-user"]);
@@ -29,6 +48,7 @@ fn isolated(name: &str, test: impl FnOnce()) {
     command.arg("--net").arg(std::env::current_exe().unwrap());
     let name = format!("endpoints::{name}");
     command.args(["--exact", &name, "--nocapture"]).env(INSIDE, "1");
+    command.envs(environment.iter().copied());
     let output = command.output().unwrap();
     let (text, errors) = (stdout(&output), stderr(&output));
     assert!(output.status.success() && text.contains("1 passed"), "{text}\n{errors}");
@@ -215,6 +235,45 @@ fn a_move_that_no_guest_answers_goes_back() {
         agent.run(1, &["endpoint", "show", "web"]);
         announce(&agent, "web", "b", &["--listen"]);
         assert_eq!(agent.get("/v1/flows").json()[0]["home"], "b");
+    });
+}
+
+#[test]
+fn endpoints_are_on_a_bridge_of_open_vswitch_too() {
+    on_open_vswitch("endpoints_are_on_a_bridge_of_open_vswitch_too", |daemons| {
+        let agent = start(&["a", "b"]);
+        // One that has nothing to do with it, at an address that another cannot have, too.
+        let plain = |name: &str| {
+            let net = format!("bridge={BRIDGE},mac=02:00:00:00:00:77,isolated");
+            let boot = ["boot", "--node", "--detach", "--hold", "--image", "small", "--name", name];
+            agent.vmm(&[&boot[..], &["--net", &net]].concat()).output().unwrap()
+        };
+        assert!(plain("c").status.success());
+        let refused = stderr(&plain("d"));
+        assert!(refused.contains("02:00:00:00:00:77 is on br0 already"), "{refused}");
+        let listed = parsed(&agent, &["net", "ls", "--bridge", BRIDGE]);
+        let names: Vec<_> = listed.as_array().unwrap().iter().map(|one| &one["name"]).collect();
+        assert_eq!(names, ["a", "b", "c"], "{listed}");
+
+        let made = announce(&agent, "web", "a", &["--listen"]);
+        let vid = made["vid"].as_str().unwrap().to_owned();
+        let leads = |daemons: &Daemons| daemons.flows(BRIDGE, "dump-flows", &[]).contains(&vid);
+        assert!(leads(daemons), "{}", daemons.flows(BRIDGE, "dump-flows", &[]));
+        assert_eq!(agent.get("/v1/flows").json()[0]["home"], "a");
+        // Its daemon is killed: the agent tells the next one where all is.
+        daemons.kill_switch();
+        daemons.start_switch();
+        until(&agent, "all is told again", || daemons.has(BRIDGE) && leads(daemons));
+        // What VMs leave behind: no flow, no port.
+        let ports =
+            |daemons: &Daemons| daemons.flows(BRIDGE, "show", &[]).matches("(vmovs").count();
+        assert_eq!(ports(daemons), 3);
+        agent.text(&["rm", "--force", "a"]);
+        until(&agent, "nothing is left of it", || !leads(daemons) && ports(daemons) == 2);
+        agent.text(&["rm", "--force", "c"]);
+        until(&agent, "nothing is left of it", || ports(daemons) == 1);
+        announce(&agent, "web", "b", &["--listen"]);
+        assert!(leads(daemons));
     });
 }
 

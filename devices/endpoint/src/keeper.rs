@@ -141,12 +141,11 @@ impl Keeper {
         }
         let noted = note.as_ref().and_then(Note::read).filter(|noted| noted.owner == owner);
         let mut sent = now();
-        let lease = match noted.filter(|noted| directory.renew(noted).is_ok()) {
-            Some(noted) => noted,
-            None => {
-                sent = now();
-                directory.open(&owner, lease)?
-            }
+        let lease = if let Some(noted) = noted.filter(|noted| directory.renew(noted).is_ok()) {
+            noted
+        } else {
+            sent = now();
+            directory.open(&owner, lease)?
         };
         write_down(note.as_ref(), &lease);
         let deadline = options.deadline(sent, lease.ttl);

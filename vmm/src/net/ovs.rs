@@ -16,12 +16,14 @@ pub fn is_there(name: &str) -> bool {
     database::management(name).is_some()
 }
 
-/// The names of the ports of a bridge.
+/// The names of the ports of a bridge, without that of the bridge itself.
 ///
 /// # Errors
 /// There is none, or the database does not answer.
 pub fn ports(name: &str) -> Result<BTreeSet<String>, NetError> {
-    Ok(Database::open()?.ports(name)?)
+    let mut ports = Database::open()?.ports(name)?;
+    ports.remove(name);
+    Ok(ports)
 }
 
 /// Makes the interface `port` a port of a bridge, `isolated` from others that are.

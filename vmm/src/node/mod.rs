@@ -171,14 +171,7 @@ impl Node {
                     self.0.endpoints.vm_lives(info, &socket);
                 }
             }
-            VmState::Ended => {
-                self.0.endpoints.vm_ended(info.number);
-                if let Some(network) = &info.network
-                    && let Some(bridge) = &network.bridge
-                {
-                    crate::net::ovs::leave(bridge, &network.tap);
-                }
-            }
+            VmState::Ended => self.0.endpoints.vm_ended(info.number),
         }
     }
 

@@ -15,11 +15,12 @@ use super::clock::now_ms;
 use super::group;
 use super::launch::REPORT;
 use super::registry::Registry;
-use crate::api::{Phase, VmEnd, VmState};
+use crate::api::{Phase, VmEnd, VmNetwork, VmState};
 use crate::boot::stopwatch::milliseconds;
 use crate::control::vms::folder::VmFolder;
 use crate::exit::Exit;
 use crate::machine::outcome::Outcome;
+use crate::net::ovs;
 use crate::process::link::{Link, Told};
 
 /// How long a VM that was told to end may take, before it is killed.
@@ -70,8 +71,16 @@ impl Supervisor {
         epoll::add(&epoll, &wake, EventData::new_u64(WAKE), EventFlags::IN)?;
         let (orders, received) = channel();
         let (watched, deadlines) = (Vec::new(), Vec::new());
+        // By itself: another program is waited for.
+        let (left, ports) = channel::<VmNetwork>();
+        thread::Builder::new().name("vm-ports".into()).spawn(move || {
+            for VmNetwork { bridge, tap, .. } in ports {
+                ovs::leave(bridge.as_deref().unwrap_or_default(), &tap);
+            }
+        })?;
+        let wakes = wake.clone();
         let thread =
-            Thread { registry, keep, epoll, wake: wake.clone(), received, watched, deadlines };
+            Thread { registry, keep, epoll, wake: wakes, received, watched, deadlines, left };
         thread::Builder::new()
             .name("supervisor".into())
             .stack_size(256 << 10)
@@ -104,6 +113,8 @@ struct Thread {
     received: Receiver<Order>,
     watched: Vec<Watched>,
     deadlines: Vec<(Instant, u64)>,
+    /// Where VMs were that have ended.
+    left: Sender<VmNetwork>,
 }
 
 impl Thread {
@@ -223,7 +234,12 @@ impl Thread {
         if group::remove(number) && end.code == Some(137) {
             end.reason = "killed: it took more memory than its limit (memory_overhead)".into();
         }
+        let left = &self.left;
         self.registry.change(number, |vm| {
+            // Its port stays where a switch is another program, until that is told.
+            if let Some(network) = vm.record.info.network.clone() {
+                let _ = left.send(network); // to a thread that ends with us
+            }
             // It has said why itself.
             if let Some(told) = vm.record.info.end.take() {
                 end.reason = told.reason;

@@ -117,6 +117,12 @@ impl Connection {
         }
     }
 
+    /// All that is set of what comes from a port.
+    pub fn of_port(&self, number: u32) -> Vec<Flow> {
+        let all = self.set.values();
+        all.filter(|flow| flow.match_fields.in_port == Some(number)).cloned().collect()
+    }
+
     fn exchange(&mut self, flows: &[Flow]) -> Result<(), Trouble> {
         let Self { runtime, open, number, .. } = self;
         let Some(connection) = open else {

@@ -185,10 +185,11 @@ impl OvsPlane {
 
     fn detach(&mut self, port: Port) -> Result<(), PlaneError> {
         let number = self.local(port)?;
-        let mut flows = vec![without(flows::mutes(number)), without(flows::spoofs(number))];
+        // Another port may get its number, and is not to be what this one was.
+        let mut flows: Vec<Flow> =
+            self.connection.of_port(number).into_iter().map(without).collect();
         if let Some(Attached { own: Some(own), .. }) = self.ports.remove(&number) {
             flows.extend(flows::receives_not(own));
-            flows.push(without(flows::sends(own, number)));
         }
         self.send("forget a port", &flows)
     }

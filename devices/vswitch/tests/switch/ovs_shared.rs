@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Stdio;
 use std::thread;
 use std::time::Instant;
 
@@ -11,7 +10,7 @@ use vswitch::ovs::database::{Database, Kind};
 use vswitch::ovs::{OvsSwitch, Rest, Role};
 use vswitch::{Port, Switch, sys};
 
-use crate::ovs::Daemons;
+use crate::ovs::daemons::{Daemons, Datapath};
 use crate::rig::{Guest, PATIENCE, QUIET, TapGuest, frame, in_namespace, own, vid};
 
 /// A bridge that others use, too, with three guests, each with an address of its own, of which a switch knows two.
@@ -27,14 +26,10 @@ struct Shared {
 impl Shared {
     fn new() -> Self {
         fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1").unwrap();
-        let daemons = Daemons::start();
-        daemons.control("set bridge sw0 fail_mode=standalone");
+        let daemons = Daemons::start(Datapath::User, "sw0", "fail_mode=standalone");
         let socket = daemons.path("sw0.mgmt");
         // Somebody else's flow, and what a bridge has by itself.
-        daemons.run(
-            "ovs-ofctl",
-            &["add-flow", &format!("unix:{socket}"), "priority=1,actions=normal"],
-        );
+        daemons.flows("sw0", "add-flow", &["priority=1,actions=normal"]);
         let switch = OvsSwitch::open(Path::new(&socket), Rest::Bridge).unwrap();
         let database = Path::new(&daemons.path("db.sock")).to_owned();
         let mut database = Database::at(&database).unwrap();
@@ -53,13 +48,6 @@ impl Shared {
             names.push(name);
         }
         Self { daemons, database, switch, ports, guests, names }
-    }
-
-    /// Kills the daemon that forwards.
-    fn kill_switch(&mut self) {
-        let mut child = self.daemons.children.pop().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
     }
 
     /// Sends a frame until it is received, which it is not while the daemon learns.
@@ -105,14 +93,13 @@ fn identifiers_move_on_a_bridge_that_others_use() {
             shared.reaches_not(2, 1 - home, &frame(own(2), vid(7), 7));
         }
         // Others' flows are still there; those of a switch that is not any more are not.
-        let flows = |shared: &Shared| {
-            let mut command = shared.daemons.command("ovs-ofctl");
-            command.args(["dump-flows", &format!("unix:{}", shared.daemons.path("sw0.mgmt"))]);
-            let output = command.stdout(Stdio::piped()).output().unwrap();
-            String::from_utf8(output.stdout).unwrap()
-        };
+        let flows = |shared: &Shared| shared.daemons.flows("sw0", "dump-flows", &[]);
         assert!(flows(&shared).contains("priority=1 actions=NORMAL"), "{}", flows(&shared));
         assert!(flows(&shared).contains("dl_dst=0e:51"), "{}", flows(&shared));
+        // A port that is given up is nothing any more, whoever gets its number.
+        assert!(flows(&shared).contains("in_port=1,"), "{}", flows(&shared));
+        shared.switch.detach(shared.ports[0]).unwrap();
+        assert!(!flows(&shared).contains("in_port=1,"), "{}", flows(&shared));
         let socket = shared.daemons.path("sw0.mgmt");
         let _next = OvsSwitch::open(Path::new(&socket), Rest::Bridge).unwrap();
         assert!(flows(&shared).contains("priority=1 actions=NORMAL"), "{}", flows(&shared));
@@ -126,7 +113,7 @@ fn a_daemon_that_is_killed_gets_all_flows_again() {
         let mut shared = Shared::new();
         shared.switch.add(vid(7), shared.ports[0]).unwrap();
         shared.reaches(2, 0, &frame(own(2), vid(7), 1));
-        shared.kill_switch();
+        shared.daemons.kill_switch();
         assert!(shared.switch.look().is_err());
         assert!(shared.switch.update(vid(7), shared.ports[1]).is_err());
         shared.daemons.start_switch();
@@ -139,7 +126,7 @@ fn a_daemon_that_is_killed_gets_all_flows_again() {
         shared.reaches(2, 0, &frame(own(2), vid(7), 2));
         shared.reaches_not(0, 1, &frame(vid(9), own(1), 2));
         // Nobody looks: the next change finds it.
-        shared.kill_switch();
+        shared.daemons.kill_switch();
         shared.daemons.start_switch();
         let until = Instant::now() + PATIENCE;
         while let Err(error) = shared.switch.add(vid(8), shared.ports[1]) {
