@@ -25,7 +25,7 @@ pub enum Datapath {
 pub struct Daemons {
     folder: PathBuf,
     /// The folder, if it is to go with them.
-    _own: Option<TempDir>,
+    own: Option<TempDir>,
     datapath: Datapath,
     database: Child,
     switch: Child,
@@ -36,7 +36,7 @@ impl Daemons {
     pub fn start(datapath: Datapath, bridge: &str, settings: &str) -> Self {
         let own = tempfile::tempdir().unwrap();
         let mut this = Self::start_in(own.path(), datapath, bridge, settings);
-        this._own = Some(own);
+        this.own = Some(own);
         this
     }
 
@@ -51,7 +51,7 @@ impl Daemons {
         wait_for(Path::new(&socket));
         let switch = spawn_switch(&folder, datapath);
         let database = database.unwrap();
-        let this = Self { folder, _own: None, datapath, database, switch };
+        let this = Self { folder, own: None, datapath, database, switch };
         this.control("--no-wait init");
         let kind = if datapath == Datapath::User { "netdev" } else { "system" };
         this.control(&format!(

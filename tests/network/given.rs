@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use vmm::net::tap;
+use vmm::net::{bridge, tap};
 
 use crate::common::{Bench, stderr};
 use crate::{isolated, run, taps};
@@ -46,7 +46,7 @@ fn give(command: &mut Command, file: &OwnedFd) {
 fn a_vm_takes_an_interface_that_it_is_given() {
     isolated("given::a_vm_takes_an_interface_that_it_is_given", || {
         let bench = bench();
-        let (file, name) = tap::create().unwrap();
+        let (file, name) = tap::create(bridge::Carrier::Linux).unwrap();
         let mut command = bench.vmm(&["boot", "--name", "a"]);
         give(&mut command, &file);
         let Some(output) = boot(command, "fd=9,ip=10.0.0.2/24,mtu=1300") else { return };

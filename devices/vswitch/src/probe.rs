@@ -42,7 +42,11 @@ pub(crate) struct Probe {
 impl Probe {
     /// At the interface `index` of this thread's network namespace, which is up.
     pub(crate) fn open(index: u32, underway: Option<Duration>) -> Result<Arc<Self>, PlaneError> {
-        let socket = sys::packet_socket(index, ETHERTYPE, true)
+        let socket = match underway {
+            None => sys::packet_socket(index, ETHERTYPE, true),
+            Some(_) => sys::packet_socket_ahead(index, ETHERTYPE),
+        };
+        let socket = socket
             .map_err(PlaneError::system(format!("open a packet socket at interface {index}")))?;
         Ok(Arc::new(Self { socket, marks: Mutex::default(), underway }))
     }

@@ -100,6 +100,33 @@ pub fn packet_socket(index: u32, ethertype: u16, header: bool) -> io::Result<Own
     if header {
         set(&socket, libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
     }
+    bind_packet(&socket, index, ethertype)?;
+    Ok(socket)
+}
+
+/// The same, with virtio's header, for an interface whose frames something in the kernel takes for itself before those
+/// who want one kind of them get any (`rx_handler`, as Open vSwitch's datapath has one): who wants all comes before.
+///
+/// # Errors
+/// The process may not, or there is no such interface.
+pub fn packet_socket_ahead(index: u32, ethertype: u16) -> io::Result<OwnedFd> {
+    let socket = packet_socket(index, 0, true)?;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    // Classic BPF: the two bytes behind the addresses.
+    filter(
+        socket.as_fd(),
+        &mut [
+            step(0x28, 0, 0, 12),
+            step(0x15, 0, 1, ethertype.into()),
+            step(0x06, 0, 0, u32::MAX),
+            step(0x06, 0, 0, 0),
+        ],
+    )?;
+    bind_packet(&socket, index, u16::try_from(libc::ETH_P_ALL).unwrap_or_default())?;
+    Ok(socket)
+}
+
+fn bind_packet(socket: &OwnedFd, index: u32, ethertype: u16) -> io::Result<()> {
     // SAFETY: a structure of numbers, of which all may be 0.
     let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
     address.sll_family = libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or_default();
@@ -108,7 +135,7 @@ pub fn packet_socket(index: u32, ethertype: u16, header: bool) -> io::Result<Own
     let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_ll>()).unwrap_or_default();
     // SAFETY: bind reads a sockaddr_ll of that length, which this is.
     result(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
-    Ok(socket)
+    Ok(())
 }
 
 /// Sets how many bytes of frames may wait in a socket, above the limit of the system if that is allowed.
@@ -150,15 +177,23 @@ pub fn receive_only(socket: BorrowedFd<'_>, address: [u8; 6]) -> io::Result<()> 
     let low = u32::from(u16::from_be_bytes(low.unwrap_or_default()));
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     // Classic BPF: the first four bytes, then the next two, or nothing.
-    let mut code = [
-        step(0x20, 0, 0, 0),
-        step(0x15, 0, 3, high),
-        step(0x28, 0, 0, 4),
-        step(0x15, 0, 1, low),
-        step(0x06, 0, 0, u32::MAX),
-        step(0x06, 0, 0, 0),
-    ];
-    let program = libc::sock_fprog { len: 6, filter: code.as_mut_ptr() };
+    filter(
+        socket,
+        &mut [
+            step(0x20, 0, 0, 0),
+            step(0x15, 0, 3, high),
+            step(0x28, 0, 0, 4),
+            step(0x15, 0, 1, low),
+            step(0x06, 0, 0, u32::MAX),
+            step(0x06, 0, 0, 0),
+        ],
+    )
+}
+
+/// Has a socket receive only what a program of classic BPF lets through.
+fn filter(socket: BorrowedFd<'_>, code: &mut [libc::sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(code.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let program = libc::sock_fprog { len, filter: code.as_mut_ptr() };
     let length = libc::socklen_t::try_from(size_of::<libc::sock_fprog>()).unwrap_or_default();
     let (fd, option) = (socket.as_raw_fd(), libc::SO_ATTACH_FILTER);
     // SAFETY: the option reads a sock_fprog, and the instructions that it points to, which live here.

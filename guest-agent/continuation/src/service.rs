@@ -391,7 +391,7 @@ mod tests {
         let began = std::time::Instant::now();
         while !server.is_delivered().unwrap() {
             assert!(began.elapsed() < std::time::Duration::from_secs(10));
-            let _ = client.read(&mut [0; 65536]); // nothing, when it has all
+            let _ = client.read(&mut [0; 16384]); // nothing, when it has all
         }
         // A client that is gone.
         while server.write(&[7; 16384]).is_ok() {}

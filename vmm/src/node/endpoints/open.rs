@@ -75,7 +75,7 @@ impl Endpoints {
         let fence = Box::new(Fence { host: host.clone(), guests: guests.clone() });
         // The VMs live on when this agent ends, and so does what they serve: the next one goes on.
         let note = (!is_own).then(|| Note::at(store.lease()));
-        let keeper = lease(&directory, &owner, keeping, fence, note)?;
+        let keeper = lease(&directory, &owner, keeping, fence, note.as_ref())?;
         let switches = Switches::default();
         let peers = peers(options)?;
         if let Some(tunnel) = &options.tunnel {
@@ -290,13 +290,13 @@ fn lease(
     owner: &Owner,
     options: KeeperOptions,
     fence: Box<Fence>,
-    note: Option<Note>,
+    note: Option<&Note>,
 ) -> Result<Keeper, EndpointError> {
     let (host, guests) = (fence.host.clone(), fence.guests.clone());
     let mut gate = fence;
     let begun = Instant::now();
     loop {
-        match Keeper::start(directory.clone(), owner.clone(), options, gate, note.clone()) {
+        match Keeper::start(directory.clone(), owner.clone(), options, gate, note.cloned()) {
             Ok(keeper) => return Ok(keeper),
             Err(endpoint::keeper::KeeperError::Directory(DirectoryError::OwnerExists(_)))
                 if begun.elapsed() < options.lease * 2 =>
