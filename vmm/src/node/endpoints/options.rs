@@ -30,8 +30,8 @@ pub struct EndpointOptions {
     pub peer: Vec<PeerSpec>,
 
     /// The tunnel (VXLAN) between a bridge of this host and those of its peers:
-    /// bridge=NAME,local=IP[,network=N][,port=N]. Its interface is made, and stays when the agent ends, as VMs do;
-    /// the next agent makes it anew.
+    /// bridge=NAME,local=IP[,network=N][,port=N]. Its interface, or of a bridge of Open vSwitch a port for each peer, is
+    /// made, and stays when the agent ends, as VMs do; the next agent makes it anew.
     #[arg(long, value_name = "TUNNEL")]
     pub tunnel: Option<TunnelSpec>,
 
