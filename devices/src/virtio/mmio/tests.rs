@@ -281,7 +281,7 @@ fn notifications_signal_the_queue_and_serving_it_interrupts() {
     assert_eq!(machine.interrupt.read().unwrap(), 1);
     machine.transport.handle_queue_event(1);
     machine.transport.handle_queue_event(2);
-    assert_eq!(machine.probe().processed, [0, 0]);
+    assert_eq!(machine.probe().processed, [0, 0, 0]);
 }
 
 #[test]
