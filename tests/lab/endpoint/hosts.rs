@@ -87,7 +87,7 @@ fn a_service_moves_twenty_times_between_hosts_and_its_client_sees_each_byte_once
     let (shared, bench) = (Shared::new(), Bench::new());
     ip("link add br77 type bridge");
     ip("link set br77 up");
-    let server_of = |standby, to: &str| server(standby, &moves(to, MOVES, 3));
+    let server_of = |standby, to: &str| server(standby, &moves(to, MOVES, 3, 0));
     let programs = [example("stream-server")];
     if lab("LAB_NODE") == 2 {
         push_script(&bench, "b", &server_of(true, "h1/a"), &programs);

@@ -35,11 +35,17 @@ fn server(standby: bool, also: &str) -> String {
     )
 }
 
-/// Moves the service from here to `to`, `times`, whenever it is here, with a pause of some seconds after each.
-fn moves(to: &str, times: u32, pause: u32) -> String {
+/// Moves the service from here to `to`, `times`, whenever it has been here for `rest` seconds or a moment, with a pause
+/// of some seconds after each.
+fn moves(to: &str, times: u32, pause: u32, rest: u32) -> String {
+    let rest = match rest {
+        0 => String::new(),
+        rest => format!("guest-agent endpoint ls 2>/dev/null | grep -q ' yes$' && sleep {rest}"),
+    };
     format!(
         "i=0\n\
          while [ $i -lt {times} ]; do\n\
+         \x20   {rest}\n\
          \x20   if guest-agent endpoint move web --to {to} --json 2>/tmp/error; then i=$((i + 1)); sleep {pause}; else usleep 300000; fi\n\
          done\n\
          echo moves: done\n"
@@ -107,10 +113,10 @@ fn end_of(console: &str) -> Option<Value> {
 }
 
 /// Guests a, which has the service, b, which may get it, and c, its client for so many seconds.
-fn scene(bench: Bench, options: &[&str], times: u32, seconds: u32) -> Agent {
+fn scene(bench: Bench, options: &[&str], times: u32, rest: u32, seconds: u32) -> Agent {
     let programs = [example("stream-server")];
-    push_script(&bench, "a", &server(false, &moves("b", times, 1)), &programs);
-    push_script(&bench, "b", &server(true, &moves("a", times, 1)), &programs);
+    push_script(&bench, "a", &server(false, &moves("b", times, 1, rest)), &programs);
+    push_script(&bench, "b", &server(true, &moves("a", times, 1, rest)), &programs);
     let client = format!("netup\n{}echo client: $?\n", client(seconds));
     push_script(&bench, "c", &client, &[example("stream-client")]);
     let agent = Agent::with(bench, options);
