@@ -60,10 +60,10 @@ switch_on() {
     done
 }
 
-# pulse NODE: an interrupt of the node's second serial line, twice a second. With SVM, QEMU's thread for a
-# processor changes the set of its pending interrupts at each exit of a guest without the lock under which
-# other threads add to it: now and then it loses the timer's, and a halted processor would never wake. The next
-# interrupt of any device has it ask its APIC again, which still has the lost one.
+# pulse NODE: an interrupt of the node's second serial line, twice a second. Without it a machine stood still about
+# once an hour, its processor halted and QEMU idle. Our explanation, which is not proven: with SVM, QEMU's thread for a
+# processor changes the set of its pending interrupts at each exit of a guest without the lock under which other
+# threads add to it, and loses the timer's. The next interrupt of any device has it ask its APIC again.
 pulse() {
     mkfifo "$run/pulse$1.in" "$run/pulse$1.out"
     # Both fifos are open for both, so that nobody waits for the other to open them.
@@ -178,6 +178,7 @@ fail() {
 end() {
     local node
     trap '' INT TERM HUP
+    # Some of them may have ended, and how is of no interest any more.
     kill -KILL "${machines[@]}" "${pulses[@]}" ${switch:+"$switch"} ${clock:+"$clock"} 2>/dev/null || true
     # Only a process that was waited for is gone for the relays, which then write the rest.
     for node in "${machines[@]}" "${pulses[@]}" "${relays[@]}"; do wait "$node" || true; done 2>/dev/null

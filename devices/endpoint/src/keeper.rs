@@ -281,11 +281,12 @@ impl Shared {
             };
             match result {
                 Ok(lease) => {
-                    let mut state = self.state();
-                    state.deadline = self.options.deadline(sent, lease.ttl);
-                    if state.lease != lease {
+                    // A slow disk keeps nobody from muting.
+                    if self.state().lease != lease {
                         write_down(self.note.as_ref(), &lease);
                     }
+                    let mut state = self.state();
+                    state.deadline = self.options.deadline(sent, lease.ttl);
                     state.lease = lease;
                     let is_muted = state.is_muted;
                     drop(state);
